@@ -1,0 +1,81 @@
+# Needs GNU make and a Python >= 3.11; everything else is installed into $(VENV).
+# More options for a command: make test ARGS="-k bptt -x"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The first Python that really runs (a name on PATH may be a shim without a Python
+# behind it), is new enough, and can make virtual environments.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$python" && break; done)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed-demo ## learn to read digits, one row of pixels at a time
+	@$(BIN)/python notebooks/digits.py $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests, on two processes
+	@echo "==> running the tests on two processes"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(VENV)/.installed-lint ## ruff check, ruff format --check, pyright
+	@echo "==> ruff check"
+	@$(BIN)/ruff check
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check
+	@echo "==> pyright"
+	@$(BIN)/pyright
+
+docs: $(VENV)/.installed-docs ## build the documentation into docs/site
+	@echo "==> building the documentation"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@echo "    docs/site/index.html"
+
+format: $(VENV)/.installed-lint ## reformat the code, fix what ruff can fix
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+LOWER_BOUNDS := import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(bound.replace(">=", "==") for bound in project["dependencies"]))
+test-oldest: ## run the tests with the oldest supported JAX and Equinox
+	@$(MAKE) --no-print-directory VENV=.venv-oldest \
+		PINS="$$($(PYTHON) -c '$(LOWER_BOUNDS)')" test
+
+clean: ## remove what was built
+	@rm -rf build dist docs/site .pytest_cache .ruff_cache .hypothesis
+	@find etrace tests notebooks -name __pycache__ -prune -exec rm -rf {} + \
+		2>/dev/null || true
+
+distclean: clean ## remove the virtual environments too
+	@rm -rf .venv .venv-oldest
+
+.PHONY: help demo test test-oldest lint docs format clean distclean
+
+# One stamp a group, so that the demo does not wait for the linters.
+PINS ?=
+$(VENV)/.installed-demo: WANTED = --editable '.[demo]'
+$(VENV)/.installed-test: WANTED = --editable '.[demo,testing]' --group test
+$(VENV)/.installed-lint: WANTED = --editable '.[testing]' --group lint
+$(VENV)/.installed-docs: WANTED = --editable '.[testing]' --group docs
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.created
+	@echo "==> installing what 'make $*' needs into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install -qq $(WANTED) $(PINS)
+	@touch $@
+
+# pip reads dependency groups from 25.1 on; a Python may bring an older one.
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "etrace needs a Python >= 3.11 with venv on PATH," \
+		"or make PYTHON=/path/to/python"; exit 1; }
+	@echo "==> creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@touch $@

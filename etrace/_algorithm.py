@@ -1,0 +1,381 @@
+"""The algorithm: one call of k steps, differentiated by "autodiff for now, trace for
+the past".
+
+    dL_t/dθ  =  ∂L_t/∂θ |_{h_{t-1} held}   +   (∂L_t/∂h_{t-1}) ε_{t-1}
+                now: ordinary autodiff         past: boundary signal × trace
+"""
+
+import abc
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._check import check_call, check_options
+from ._data import as_arrays, untag
+from ._graph import Graph, LocalSignals, MixingTails, Report, Steps, graph_of
+from ._model import Call, Spec, Static, check_model, initial_state, split_model
+from ._window import LearningSignals, Window, each_step, is_inexact, last, roll_out
+
+
+VjpMethod = Literal["single-step", "multi-step"]
+
+
+class Trace(eqx.Module):
+    """The eligibility traces of one algorithm, and the graph they belong to.
+
+    - `data`: what the rule stores; for most rules one array per trace of the graph.
+    """
+
+    data: PyTree
+    graph: Graph = eqx.field(static=True)
+
+
+class ETraceVjpAlgorithm(eqx.Module):
+    """Online learning by eligibility traces: the base class of all rules.
+
+    An algorithm wraps a model and gives it a pure `update` whose gradient, by
+    `jax.grad`, `jax.vjp` or `jax.jacrev`, needs no past inputs: what happened before
+    the call is summarised by the trace.
+
+    **Arguments:**
+
+    - `model`: an `equinox.Module` with `init_state() -> state` and
+        `__call__(state, *inputs) -> (outputs, state)`, written for one example.
+    - `name`: shown in reports; the class name if None.
+    - `vjp_method`: how a call of k steps is differentiated. `"single-step"`: the sum of
+        k gradients of one step each, never through the recurrence. `"multi-step"`:
+        reverse mode through the k steps, and the trace for what came before them.
+    - `batched`: whether inputs, outputs and states carry a leading batch axis.
+    - `trace_dtype`: the dtype traces are stored in; as computed if None.
+    - `hidden_filter`: a filter specification (see `equinox.partition`) of the state:
+        which leaves credit is assigned through. The others are carried along.
+    - `mixing_tails`: weights from which a mixing operation (a norm, a softmax) lies on
+        the way to the state: `"now"` gives them their instantaneous gradient and says
+        so, `"local"` traces the position-local part of the derivative.
+
+    A rule overrides four hooks: `_solve_weight_gradients`, `_update_etrace_data`,
+    `_get_etrace_data` and `_assign_etrace_data`.
+    """
+
+    model: eqx.Module
+    name: str = eqx.field(static=True)
+    vjp_method: VjpMethod = eqx.field(static=True)
+    batched: bool = eqx.field(static=True)
+    trace_dtype: Any = eqx.field(static=True)
+    hidden_filter: Any = eqx.field(static=True)
+    mixing_tails: MixingTails = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: eqx.Module,
+        name: str | None = None,
+        vjp_method: VjpMethod = "single-step",
+        *,
+        batched: bool = False,
+        trace_dtype: Any = None,
+        hidden_filter: Any = eqx.is_inexact_array,
+        mixing_tails: MixingTails = "now",
+    ):
+        check_model(model)
+        check_options(vjp_method, mixing_tails, trace_dtype)
+        self.model = model
+        self.name = type(self).__name__ if name is None else name
+        self.vjp_method = vjp_method
+        self.batched = batched
+        self.trace_dtype = None if trace_dtype is None else jnp.dtype(trace_dtype)
+        self.hidden_filter = hidden_filter
+        self.mixing_tails = mixing_tails
+
+    # --------------------------------------------------------------------- for the user
+
+    def init(self, *inputs: PyTree) -> tuple[PyTree, PyTree, Trace]:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `*inputs`: example inputs, tagged or not; only their shapes matter.
+
+        **Returns:** `(hidden, other, trace)`: the model's initial state, credited and
+        merely carried, and a zero trace. With `batched=True` every leaf has a leading
+        batch axis; typed PRNG keys in the state are split, one per example.
+        """
+        call, batch = self._call(inputs)
+        graph = graph_of(call, self.model, self.mixing_tails, self._remembers_all())
+        hidden, other = initial_state(self.model, self.hidden_filter)
+        if self.batched:
+            hidden, other = _with_batch((hidden, other), batch)
+        hidden, other = jax.tree.map(lambda x: x.copy(), (hidden, other))
+        data = self._init_etrace_data(graph, batch if self.batched else None)
+        return hidden, other, Trace(data, graph)
+
+    def update(
+        self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
+    ) -> tuple[PyTree, PyTree, PyTree, Trace]:
+        """One call of one step, or of k steps if any input is `MultiStepData`.
+
+        **Arguments:**
+
+        - `hidden`, `other`, `trace`: the state, from `init` or the last call.
+        - `*inputs`: the model's inputs, see `etrace.SingleStepData` and
+            `etrace.MultiStepData`.
+
+        **Returns:** `(outputs, hidden, other, trace)`. With any `MultiStepData` the
+        outputs have a leading axis k.
+
+        Differentiable in the model's parameters and in the inputs. The cotangent of
+        `hidden` is zero: the past is the trace's business.
+        """
+        inputs = as_arrays(inputs)
+        check_call(self, hidden, other, trace, inputs)
+        return _update(self, hidden, other, trace, inputs)
+
+    def check(self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree) -> None:
+        """Raises what `update` would raise for these arguments, and computes nothing."""
+        check_call(self, hidden, other, trace, as_arrays(inputs))
+
+    def graph(self, *inputs: PyTree) -> Report:
+        """What is traced, what is not and why, and what it costs; print it.
+
+        **Arguments:**
+
+        - `*inputs`: example inputs, as for `init`.
+        """
+        call, batch = self._call(inputs)
+        graph = graph_of(call, self.model, self.mixing_tails, self._remembers_all())
+        trace = jax.eval_shape(
+            lambda: self._init_etrace_data(graph, batch if self.batched else None)
+        )
+        return Report(graph, self.name, batch, trace)
+
+    def outputs(self, *inputs: PyTree) -> PyTree:
+        """Shapes and dtypes of the outputs that `update` returns for these inputs."""
+        call, batch = self._call(as_arrays(inputs))
+        outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
+        _, _, length = untag(inputs)
+        lead = (() if length is None else (length,)) + ((batch,) if self.batched else ())
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), outputs
+        )
+
+    def with_model(self, model: eqx.Module) -> "ETraceVjpAlgorithm":
+        """The same algorithm with another model of the same structure."""
+        check_model(model)
+        return eqx.tree_at(lambda a: a.model, self, model)
+
+    # ----------------------------------------------------------------- the custom VJP
+
+    def _true_update_fun(
+        self,
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        hidden: PyTree,
+        other: PyTree,
+        trace: Trace,
+    ) -> tuple[PyTree, PyTree, PyTree, Trace]:
+        """The update as a `jax.custom_vjp` function of plain pytrees.
+
+        `params` is the model's inexact-array half; whatever else the algorithm holds
+        (constants, a rule's own arrays) is not differentiated.
+        """
+        rest = eqx.tree_at(lambda a: a.model, self, eqx.partition(
+            self.model, eqx.is_inexact_array)[1])
+        arrays, static = eqx.partition(rest, eqx.is_array)
+        fun = jax.custom_vjp(functools.partial(_primal, Static.of(static)))
+        fun.defvjp(
+            functools.partial(_forward, Static.of(static)),
+            functools.partial(_backward, Static.of(static)),
+        )
+        return fun(arrays, params, inputs, hidden, other, trace)
+
+    def _update(self, params, inputs, hidden, other, trace):
+        return self._update_fwd(params, inputs, hidden, other, trace)[0]
+
+    def _update_fwd(self, params, inputs, hidden, other, trace):
+        """((outputs, hidden, other, trace), residuals).
+
+        The residuals are the window and the incoming trace.
+        """
+        graph = trace.graph
+        plain, multi, length = untag(inputs)
+        multi = tuple(jax.tree.leaves(multi))
+        state, plain = (hidden, other), plain
+        if not self.batched:
+            state, plain = _add_batch(state, plain, multi)
+        _, consts, _ = split_model(self.model)
+        arguments = (params, consts, *state, plain)
+        outputs, *before, hidden, other = roll_out(graph, arguments, multi, length or 1)
+        signals = self._local_signals(
+            graph, (params, consts, *before, plain), multi
+        )
+        window = Window(graph, params, consts, *before, plain, multi, signals)
+        data = self._update_etrace_data(self._get_etrace_data(trace), window)
+        new_trace = self._assign_etrace_data(trace, data)
+        drop = () if self.batched else (1,)
+        drop += () if length else (0,)
+        outputs = jax.tree.map(lambda x: jnp.squeeze(x, drop), outputs)
+        if not self.batched:
+            hidden, other = last((hidden, other), 0)
+        return (outputs, hidden, other, new_trace), (window, trace, inputs)
+
+    def _update_bwd(self, residuals, cotangents):
+        """Cotangents of (params, inputs, hidden, other, trace); None is zero."""
+        window, trace, tagged = residuals
+        outputs, hidden, other, _ = cotangents
+        _, _, length = untag(tagged)
+        add = (() if length else (0,)) + (() if self.batched else (1,))
+        outputs = jax.tree.map(functools.partial(_expand, axes=add), outputs)
+        if not self.batched:
+            hidden, other = jax.tree.map(
+                functools.partial(_expand, axes=(0,)), (hidden, other)
+            )
+        spatial = (outputs, hidden, other)
+        data = self._get_etrace_data(trace)
+        if self.vjp_method == "single-step":
+            now, inputs, signals = window.spatial_gradients(spatial)
+            past = self._solve_weight_gradients(data, window, signals)
+        else:
+            now, inputs, signals = window.backpropagate(spatial)
+            past = self._solve_weight_gradients(data, window.first(), signals)
+        params = jax.tree.map(jnp.add, now, past)
+        return params, self._input_cotangents(tagged, inputs, window.multi), None, None, None
+
+    def _input_cotangents(self, tagged, cotangents: Sequence[Array], multi):
+        """Arranges cotangents of the inexact inputs like the inputs, tags included."""
+        leaves, treedef = jax.tree.flatten(tagged)
+        remaining = iter(cotangents)
+        result = []
+        for x, m in zip(leaves, multi, strict=True):
+            if not is_inexact(x):
+                result.append(None)
+            elif self.batched:
+                result.append(next(remaining))
+            else:
+                result.append(jnp.squeeze(next(remaining), 1 if m else 0))
+        return treedef.unflatten(result)
+
+    # --------------------------------------------------------------- what a rule decides
+
+    @abc.abstractmethod
+    def _solve_weight_gradients(
+        self, data: PyTree, window: Window, signals: LearningSignals
+    ) -> PyTree:
+        """The past's part of the gradient, a pytree like the parameters.
+
+        `data` is the trace *before* the window.
+        """
+
+    @abc.abstractmethod
+    def _update_etrace_data(self, data: PyTree, window: Window) -> PyTree:
+        """The trace after the window."""
+
+    @abc.abstractmethod
+    def _get_etrace_data(self, trace: Trace) -> PyTree:
+        """What the rule works on, from what is stored."""
+
+    @abc.abstractmethod
+    def _assign_etrace_data(self, trace: Trace, data: PyTree) -> Trace:
+        """What is stored, from what the rule works on; shapes and dtypes as in `trace`."""
+
+    def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
+        """What is stored before the first step: zeros, one array per trace."""
+        lead = () if batch is None else (batch,)
+        return tuple(
+            jnp.zeros(
+                lead + graph.trace_shape(t), self.trace_dtype or graph.trace_dtype(t)
+            )
+            for t in range(len(graph.traces))
+        )
+
+    def _remembers_all(self) -> bool:
+        """Whether traces hold components that no position-local path reads later."""
+        return self.vjp_method == "multi-step"
+
+    def _local_signals(self, graph: Graph, arguments, multi) -> LocalSignals:
+        return each_step(Steps(graph).signals, arguments[4], multi)(arguments)
+
+    # -------------------------------------------------------------------------- internal
+
+    def _call(self, inputs: tuple[PyTree, ...]) -> tuple[Call, int]:
+        """The call, for one example, that these inputs make; and the batch size."""
+        plain, multi, _ = untag(as_arrays(inputs))
+        leaves, treedef = jax.tree.flatten(plain)
+        drop = [int(m) + int(self.batched) for m in jax.tree.leaves(multi)]
+        batch = _batch_size(leaves, drop) if self.batched else 1
+        example = Spec(
+            treedef,
+            tuple(
+                jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in zip(leaves, drop)
+            ),
+        )
+        hidden, other = initial_state(self.model, self.hidden_filter)
+        params, consts, static = split_model(self.model)
+        trees = (params, consts, hidden, other)
+        call = Call(Static.of(static), *map(Spec.of, trees), example)
+        call.check()
+        return call, batch
+
+
+def _primal(static, arrays, *arguments):
+    return eqx.combine(arrays, static.tree())._update(*arguments)
+
+
+def _forward(static, arrays, *arguments):
+    result, residuals = eqx.combine(arrays, static.tree())._update_fwd(*arguments)
+    return result, (arrays, residuals)
+
+
+def _backward(static, residuals, cotangents):
+    arrays, residuals = residuals
+    algorithm = eqx.combine(arrays, static.tree())
+    return None, *algorithm._update_bwd(residuals, cotangents)
+
+
+@eqx.filter_jit
+def _update(algorithm: ETraceVjpAlgorithm, hidden, other, trace, inputs):
+    params, _, _ = split_model(algorithm.model)
+    return algorithm._true_update_fun(params, inputs, hidden, other, trace)
+
+
+def _batch_size(leaves: Sequence[Array], drop: Sequence[int]) -> int:
+    sizes = set()
+    for x, d in zip(leaves, drop, strict=True):
+        if x.ndim < d:
+            raise ValueError(
+                f"batched=True, but an input has shape {x.shape}: expected a batch axis "
+                "at the front (behind the time axis of MultiStepData)."
+            )
+        sizes.add(x.shape[d - 1])
+    if len(sizes) != 1:
+        raise ValueError(
+            f"batched=True, but the inputs have batch sizes {sorted(sizes)}; expected one "
+            "batch size for all, at the front (behind the time axis of MultiStepData)."
+        )
+    return sizes.pop()
+
+
+def _with_batch(tree: PyTree, batch: int) -> PyTree:
+    def one(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.vmap(lambda k: jax.random.split(k, batch), out_axes=-1)(
+                x.reshape(-1)
+            ).reshape(batch, *x.shape)
+        return jnp.broadcast_to(x, (batch, *x.shape))
+
+    return jax.tree.map(one, tree)
+
+
+def _add_batch(state: PyTree, inputs: PyTree, multi: Sequence[bool]):
+    state = jax.tree.map(lambda x: x[None], state)
+    leaves, treedef = jax.tree.flatten(inputs)
+    inputs = [x[:, None] if m else x[None] for x, m in zip(leaves, multi, strict=True)]
+    return state, treedef.unflatten(inputs)
+
+
+def _expand(x, axes: tuple[int, ...]):
+    """`expand_dims` that lets cotangents of integers (float0) pass."""
+    return x if x.dtype == jax.dtypes.float0 else jnp.expand_dims(x, axes)

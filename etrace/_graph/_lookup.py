@@ -1,0 +1,69 @@
+"""Analyses every model and shape once."""
+
+import functools
+import warnings
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .._model import Call, split_model
+from ._graph import Graph, MixingTails, analyse
+from ._report import untraced
+
+
+class UntracedParameterWarning(UserWarning):
+    """A parameter that reaches the state is left without a trace.
+
+    It keeps its exact instantaneous gradient; what it did in the past is not credited.
+    """
+
+
+class _Known:
+    """A constant array by value, so that it can key a cache."""
+
+    def __init__(self, value: np.ndarray):
+        self.value = value
+        self.key = (value.shape, value.dtype.str, value.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def graph_of(
+    call: Call, model: eqx.Module, mixing_tails: MixingTails, remember_all: bool
+) -> Graph:
+    """The graph of `model`'s step; warns if it leaves a parameter untraced."""
+    _, consts, _ = split_model(model)
+    known = tuple(map(_known, jax.tree.leaves(consts)))
+    try:
+        hash(call)
+    except TypeError:  # a static field that cannot be hashed
+        return _analyse.__wrapped__(call, known, mixing_tails, remember_all)
+    return _analyse(call, known, mixing_tails, remember_all)
+
+
+def _known(x) -> _Known | None:
+    if isinstance(x, jax.core.Tracer) or jax.dtypes.issubdtype(
+        x.dtype, jax.dtypes.extended
+    ):
+        return None
+    return _Known(np.asarray(x))
+
+
+@functools.lru_cache(maxsize=256)
+def _analyse(
+    call: Call,
+    known: tuple[_Known | None, ...],
+    mixing_tails: MixingTails,
+    remember_all: bool,
+) -> Graph:
+    values = tuple(None if k is None else k.value for k in known)
+    graph = analyse(call, values, mixing_tails, remember_all)
+    message = untraced(graph)
+    if message:
+        warnings.warn(message, UntracedParameterWarning, stacklevel=5)
+    return graph

@@ -1,0 +1,361 @@
+"""Positions: which elements of the state talk to each other one by one.
+
+Integer labels are run through the program. *Forwards* from the old state, a label
+says which position a value belongs to; *backwards* from the new state, which position
+it will flow into. State leaves whose elements meet pairwise form one *group*; where a
+value would arrive at another position than its own, the path is *cut*.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._primitives import NOTHING, Kind, Primitives
+from ._program import Edge, Var
+
+
+UNSET = -1  # belongs to no position
+MIXED = -2  # flows into several positions
+BLOCKED = -3  # flows into the state through a mixing operation
+
+Labels = dict[Var, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """State leaves that talk to each other element by element.
+
+    `leaves` are indices into the hidden leaves; component s of position p is the
+    element of `leaves[s]` that `positions[s]` (flat, one entry an element) maps to p.
+    """
+
+    leaves: tuple[int, ...]
+    positions: tuple[np.ndarray, ...]
+    size: int
+    offset: int  # of its positions among those of all groups
+
+    @property
+    def components(self) -> int:
+        return len(self.leaves)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Positions:
+    groups: tuple[Group, ...]
+    forward: Labels  # global position of every value that is local to the old state
+    backward: tuple[Labels, ...]  # per group: the position a value flows into
+    cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
+    exits: dict[Edge, np.ndarray]  # elements that leave into open operations
+    closed: tuple[Edge, ...]  # local values that enter the group's own recurrence
+
+    def group_of(self, labels: np.ndarray) -> np.ndarray:
+        """The group of each global position (UNSET where there is none)."""
+        bounds = np.array([g.offset for g in self.groups])
+        found = np.searchsorted(bounds, labels, side="right") - 1
+        return np.where(labels >= 0, found, UNSET)
+
+
+def find_positions(
+    primitives: Primitives, old: Sequence[Var], new: Sequence[Var]
+) -> Positions:
+    """Groups the hidden leaves `old`, whose next values are `new`."""
+    partition = _Partition([v.size for v in old])
+    while True:
+        groups = partition.groups()
+        backward = tuple(
+            propagate_backwards(
+                primitives,
+                {
+                    new[leaf]: g.offset + positions.reshape(new[leaf].shape)
+                    for leaf, positions in zip(g.leaves, g.positions)
+                },
+            )
+            for g in groups
+        )
+        walk = _ForwardWalk(primitives, old, groups, backward)
+        pairs = walk.run(partition)
+        if pairs is None:
+            pairs = walk.arrivals(partition, new)
+        if pairs is None:
+            break
+        partition.merge(*pairs)
+    closed, exits = walk.leave()
+    return Positions(groups, walk.labels, backward, walk.cuts, exits, closed)
+
+
+class _Partition:
+    """Global positions of all state elements, merged pairwise."""
+
+    def __init__(self, sizes: Sequence[int]):
+        ends = np.cumsum([0, *sizes])
+        self.position = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:])]
+        self.group = np.arange(len(sizes))
+
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, positions numbered from zero; renumbers the partition."""
+        result, offset = [], 0
+        for g in np.unique(self.group):
+            leaves = tuple(int(i) for i in np.flatnonzero(self.group == g))
+            flat = np.concatenate([self.position[i] for i in leaves])
+            order, first, inverse = np.unique(
+                flat, return_index=True, return_inverse=True
+            )
+            rank = np.argsort(np.argsort(first))  # in order of appearance
+            local = rank[inverse.reshape(-1)]
+            ends = np.cumsum([self.position[i].size for i in leaves])[:-1]
+            positions = tuple(np.split(local, ends))
+            for i, p in zip(leaves, positions):
+                self.position[i] = p + offset
+            result.append(Group(leaves, positions, order.size, offset))
+            offset += order.size
+        return tuple(result)
+
+    def mergeable(self, a: np.ndarray, b: np.ndarray):
+        """A part of the pairs (a, b) that joins two groups one to one, or None."""
+        owner = np.full(1 + max(p.max(initial=0) for p in self.position), UNSET)
+        for g, own in zip(self.group, self.position):
+            owner[own] = g
+        pairs = np.unique(np.stack([a, b]), axis=1)
+        between = owner[pairs]
+        for ga, gb in np.unique(between, axis=1).T:
+            here = pairs[:, (between == [[ga], [gb]]).all(axis=0)]
+            one_to_one = all(len(np.unique(p)) == p.size for p in here)
+            if ga != gb and one_to_one:
+                return here
+        return None
+
+    def merge(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Renames positions `b` to `a` and joins their groups."""
+        group = {
+            int(p): g for g, own in zip(self.group, self.position) for p in own.tolist()
+        }
+        ga, gb = group[int(a[0])], group[int(b[0])]
+        renamed = dict(zip(b.tolist(), a.tolist()))
+        for i in np.flatnonzero(self.group == gb):
+            own = self.position[i]
+            self.position[i] = np.array([renamed.get(p, p) for p in own.tolist()], int)
+        self.group[self.group == gb] = ga
+
+
+# --------------------------------------------------------------------------- backwards
+
+
+def propagate_backwards(
+    primitives: Primitives, seeds: Labels, *, through_mixing: int = BLOCKED
+) -> Labels:
+    """The position into which each element of each value flows.
+
+    An element that reaches the seeds through a mixing operation gets
+    `through_mixing`: BLOCKED, or UNSET to look at the position-local paths alone.
+    """
+    labels: Labels = {}
+    for var, label in seeds.items():
+        _join(labels, var, label)
+    equations = primitives.program.equations
+    for i in reversed(range(len(equations))):
+        if any(v in labels for v in equations[i].outputs):
+            for j, v in enumerate(equations[i].inputs):
+                label = pull(primitives, labels, (i, j), through_mixing)
+                if label is not None:
+                    _join(labels, v, label)
+    return labels
+
+
+def pull(
+    primitives: Primitives, labels: Labels, edge: Edge, through_mixing: int = BLOCKED
+) -> np.ndarray | None:
+    """Labels of one operand, from those of its equation's outputs."""
+    i, j = edge
+    equation = primitives.program.equations[i]
+    operand, kind = equation.inputs[j], primitives.kinds[i]
+    outputs = [labels.get(v) for v in equation.outputs]
+    if not operand.inexact or kind is Kind.STOP or all(o is None for o in outputs):
+        return None
+    if kind is Kind.MIXING:
+        if all(o is None or (o == UNSET).all() for o in outputs):
+            return None
+        return np.full(operand.shape, through_mixing)
+    if kind is Kind.ELEMENTWISE:
+        found = [o for o in outputs if o is not None]
+        if operand.shape == equation.outputs[0].shape:
+            return _joined(found)
+        ids = np.arange(operand.size).reshape(operand.shape)
+        ids = np.broadcast_to(ids, equation.outputs[0].shape)
+        return _joined(
+            [_scatter(o, ids, operand.size).reshape(operand.shape) for o in found]
+        )
+    start = sum(v.size for v in equation.inputs[:j])
+    parts = []
+    for output, source in zip(outputs, primitives.sources(i)):
+        if output is not None:
+            inside = (source >= start) & (source < start + operand.size)
+            part = _scatter(output[inside], source[inside] - start, operand.size)
+            parts.append(part.reshape(operand.shape))
+    return _joined(parts)
+
+
+def _scatter(labels: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
+    """Joins `labels` that arrive at the same of `size` targets."""
+    low = np.full(size, np.iinfo(np.int64).max)
+    high = np.full(size, UNSET)
+    definite = labels >= 0
+    np.minimum.at(low, targets[definite], labels[definite])
+    np.maximum.at(high, targets[definite], labels[definite])
+    result = np.where(high < 0, UNSET, np.where(low == high, high, MIXED))
+    result[targets[labels == MIXED]] = MIXED
+    result[targets[labels == BLOCKED]] = BLOCKED
+    return result
+
+
+def _join(labels: Labels, var: Var, label: np.ndarray) -> None:
+    label = np.broadcast_to(label, var.shape)
+    labels[var] = _joined([labels[var], label]) if var in labels else label
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    result = parts[0]
+    for part in parts[1:]:
+        blocked = (result == BLOCKED) | (part == BLOCKED)
+        clash = np.where(blocked, BLOCKED, MIXED)
+        clash = np.where(result == part, result, clash)
+        clash = np.where(part == UNSET, result, clash)
+        result = np.where(result == UNSET, part, clash)
+    return result
+
+
+# ---------------------------------------------------------------------------- forwards
+
+
+class _ForwardWalk:
+    """Carries the labels of the old state forwards, deciding conflicts on the way."""
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        old: Sequence[Var],
+        groups: Sequence[Group],
+        backward: Sequence[Labels],
+    ):
+        self.primitives = primitives
+        self.groups = groups
+        self.backward = backward
+        self.labels: Labels = {}
+        self.cuts: dict[Edge, np.ndarray] = {}
+        for g in groups:
+            for leaf, positions in zip(g.leaves, g.positions):
+                if old[leaf].inexact:
+                    self.labels[old[leaf]] = g.offset + positions.reshape(
+                        old[leaf].shape
+                    )
+
+    def run(self, partition: _Partition):
+        """Labels every local value. Stops at positions to merge, which it returns."""
+        for i, equation in enumerate(self.primitives.program.equations):
+            kind = self.primitives.kinds[i]
+            operands = [self.labels.get(v) for v in equation.inputs]
+            if kind in (Kind.MIXING, Kind.STOP) or all(o is None for o in operands):
+                continue
+            if kind is Kind.MOVEMENT:
+                flat = np.concatenate(
+                    [
+                        np.full(v.size, UNSET) if o is None else o.reshape(-1)
+                        for v, o in zip(equation.inputs, operands)
+                    ]
+                )
+                for v, source in zip(equation.outputs, self.primitives.sources(i)):
+                    self._set(v, np.where(source == NOTHING, UNSET, flat[source]))
+                continue
+            if any(v.inexact for v in equation.outputs):
+                pairs = self._elementwise(partition, i, operands)
+                if pairs is not None:
+                    return pairs
+        return None
+
+    def _set(self, var: Var, label: np.ndarray) -> None:
+        if var.inexact and (label >= 0).any():
+            self.labels[var] = label
+
+    def _elementwise(self, partition: _Partition, i: int, operands):
+        """One elementwise equation; returns positions to merge, if any."""
+        outputs = self.primitives.program.equations[i].outputs
+        shape = outputs[0].shape
+        labels = {
+            j: np.broadcast_to(o, shape)
+            for j, o in enumerate(operands)
+            if o is not None
+        }
+        result = np.max(list(labels.values()), axis=0)
+        conflict = np.any([(o >= 0) & (o != result) for o in labels.values()], axis=0)
+        if conflict.any():
+            for o in labels.values():
+                differ = (o >= 0) & (o != result)
+                pairs = partition.mergeable(result[differ], o[differ])
+                if pairs is not None:
+                    return pairs
+            result = self._resolve(i, labels, result, conflict, outputs)
+        for v in outputs:
+            self._set(v, result)
+        return None
+
+    def _resolve(self, i, labels, result, conflict, outputs) -> np.ndarray:
+        """Keeps the operand whose position the output flows into, cuts the others."""
+        kept = np.full(result.shape, UNSET)
+        for label in labels.values():
+            arrives = np.zeros(result.shape, bool)
+            for backward in self.backward:
+                for v in outputs:
+                    arrives |= backward.get(v, np.full(result.shape, UNSET)) == label
+            kept = np.where(conflict & arrives & (kept == UNSET), label, kept)
+        for j, label in labels.items():
+            cut = conflict & (label >= 0) & (label != kept)
+            if cut.any():
+                self.cuts[i, j] = cut
+        return np.where(conflict, kept, result)
+
+    def arrivals(self, partition: _Partition, new: Sequence[Var]):
+        """A leaf whose new value is local to another leaf belongs to its group."""
+        for g in self.groups:
+            for leaf, positions in zip(g.leaves, g.positions):
+                label = self.labels.get(new[leaf])
+                if label is None:
+                    continue
+                own = g.offset + positions.reshape(label.shape)
+                other = (label >= 0) & (label != own)
+                pairs = partition.mergeable(label[other], own[other])
+                if pairs is not None:
+                    return pairs
+        return None
+
+    def leave(self) -> tuple[tuple[Edge, ...], dict[Edge, np.ndarray]]:
+        """Edges where local values enter mixing operations: (closed, exits)."""
+        closed, exits = [], {}
+        program = self.primitives.program
+        for i, equation in enumerate(program.equations):
+            for j, v in enumerate(equation.inputs):
+                label = self.labels.get(v)
+                mixing = self.primitives.kinds[i] is Kind.MIXING
+                if label is None or not (mixing or (i, j) in self.cuts):
+                    continue
+                leaving = label >= 0 if mixing else self.cuts[i, j]
+                label = np.broadcast_to(label, leaving.shape)
+                back = self._returns(equation.outputs, label, mixing)
+                if (leaving & ~back).any():
+                    exits[i, j] = leaving & ~back
+                if (leaving & back).any():
+                    closed.append((i, j))
+        for j, v in enumerate(program.outputs):
+            if v in self.labels:
+                exits[len(program.equations), j] = self.labels[v] >= 0
+        return tuple(closed), exits
+
+    def _returns(self, outputs, label: np.ndarray, mixing: bool) -> np.ndarray:
+        """Where an operation leads back to the new state of the label's own group."""
+        result = np.zeros(label.shape, bool)
+        for g, backward in zip(self.groups, self.backward):
+            own = (label >= g.offset) & (label < g.offset + g.size)
+            for v in outputs:
+                if v in backward:
+                    reached = backward[v] != UNSET
+                    result |= own & (reached.any() if mixing else reached)
+        return result

@@ -1,0 +1,208 @@
+"""What a primitive does to positions: acts element by element, moves, or mixes.
+
+* An *elementwise* equation computes each element of its output from the same element
+  of every operand (scalars and axes of length one are broadcast).
+* A *movement* copies elements of its operands to other places.
+* Everything else *mixes*: positions talk to each other there.
+
+Anything unknown mixes, which costs credit but never correctness.
+"""
+
+import enum
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._program import Equation, Program, Var
+
+
+class Kind(enum.Enum):
+    ELEMENTWISE = "elementwise"
+    MOVEMENT = "movement"
+    MIXING = "mixing"
+    # A value whose derivative is zero by declaration.
+    STOP = "stop"
+
+
+_ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div
+    eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
+    polygamma pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+    square sub tan tanh xor zeta
+    """.split()
+)
+
+_MOVEMENT = frozenset(
+    """
+    broadcast_in_dim concatenate expand_dims pad reshape rev slice split squeeze
+    transpose
+    """.split()
+)
+
+# Movements where the operands from the given one on are indices (or a predicate)
+# that must be known when the program is analysed.
+_INDEXED_MOVEMENT = {
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "gather": slice(1, 2),
+    "select_n": slice(0, 1),
+}
+
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+
+NOTHING = -1  # the source of an element that no operand supplies (padding)
+
+
+class Primitives:
+    """Classifies the equations of one program."""
+
+    def __init__(self, program: Program, known: Mapping[Var, np.ndarray] | None = None):
+        self.program = program
+        self._known: dict[Var, np.ndarray | None] = {
+            v: _concrete(c) for v, c in program.constants.items()
+        }
+        self._known.update(known or {})
+        self._producer = {v: e for e in program.equations for v in e.outputs}
+        self.kinds = [self._classify(e) for e in program.equations]
+
+    def known(self, var: Var) -> np.ndarray | None:
+        """The value of `var` if it follows from concrete constants alone."""
+        if var not in self._known:
+            equation = self._producer.get(var)
+            values = [self.known(v) for v in equation.inputs] if equation else [None]
+            if equation is None or any(v is None for v in values):
+                self._known[var] = None
+            else:
+                with jax.ensure_compile_time_eval():
+                    results = equation.fun(*map(jnp.asarray, values))
+                self._known.update(zip(equation.outputs, map(_concrete, results)))
+        return self._known[var]
+
+    def _classify(self, equation: Equation) -> Kind:
+        name = equation.name
+        if name == "stop_gradient":
+            return Kind.STOP
+        if name in _MOVEMENT:
+            return Kind.MOVEMENT
+        if name in _INDEXED_MOVEMENT:
+            indices = equation.inputs[_INDEXED_MOVEMENT[name]]
+            if all(self.known(v) is not None for v in indices):
+                return Kind.MOVEMENT
+        if _is_elementwise(equation):
+            return Kind.ELEMENTWISE
+        return Kind.MIXING
+
+    @functools.cache  # noqa: B019 (lives as long as the analysis)
+    def sources(self, i: int) -> tuple[np.ndarray, ...]:
+        """Where a movement takes its elements from.
+
+        One array per output, in the output's shape: flat indices into the operands
+        laid end to end, or `NOTHING`.
+        """
+        equation = self.program.equations[i]
+        indices = _INDEXED_MOVEMENT.get(equation.name, slice(0, 0))
+        fixed = set(range(len(equation.inputs))[indices])
+        operands, offset = [], 0
+        for j, v in enumerate(equation.inputs):
+            if j in fixed:
+                operands.append(jnp.asarray(self.known(v)))
+            elif equation.name == "pad" and j == 1:
+                operands.append(jnp.asarray(NOTHING, jnp.int32))
+            else:
+                ids = np.arange(offset, offset + v.size, dtype=np.int32)
+                operands.append(jnp.asarray(ids.reshape(v.shape)))
+            offset += v.size
+        with jax.ensure_compile_time_eval():
+            moved = equation.fun(*operands)
+        # Out-of-bounds gathers fill with the most negative integer.
+        return tuple(np.maximum(np.asarray(m), NOTHING) for m in moved)
+
+
+def _concrete(value) -> np.ndarray | None:
+    if isinstance(value, jax.core.Tracer) or not _is_plain(value):
+        return None
+    return np.asarray(value)
+
+
+def _is_plain(value) -> bool:
+    return not jnp.issubdtype(jax.dtypes.result_type(value), jax.dtypes.extended)
+
+
+def _is_elementwise(equation: Equation) -> bool:
+    shape = equation.outputs[0].shape
+    if any(v.shape != shape for v in equation.outputs):
+        return False
+    if not all(broadcasts(v.shape, shape) for v in equation.inputs):
+        return False
+    if equation.name in _CUSTOM:
+        assert equation.body is not None
+        return _is_elementwise_body(equation.body, shape) and _is_local(equation)
+    return equation.name in _ELEMENTWISE
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether a primitive broadcasts `shape` to `to`: a scalar, or axes of length 1."""
+    same_rank = len(shape) == len(to)
+    return shape == () or (
+        same_rank and all(a in (1, b) for a, b in zip(shape, to, strict=True))
+    )
+
+
+def _is_elementwise_body(body: Program, shape: tuple[int, ...]) -> bool:
+    """Whether the outputs depend on the inputs element by element."""
+    dependent = set(body.inputs)
+    for equation in body.equations:
+        operands = [v for v in equation.inputs if v in dependent]
+        if not operands:
+            continue
+        scalar_broadcast = equation.name == "broadcast_in_dim" and all(
+            v.shape == () for v in operands
+        )
+        if not scalar_broadcast and not _is_elementwise(equation):
+            return False
+        dependent.update(equation.outputs)
+    return all(v.shape == shape for v in body.outputs)
+
+
+def _is_local(equation: Equation) -> bool:
+    """Probes that a custom derivative is elementwise, like its primal.
+
+    A derivative with a diagonal Jacobian commutes with masks:
+    vjp(m * r) == m * vjp(r).
+    """
+    rng = np.random.default_rng(0)
+    probe = lambda v: jnp.asarray(  # noqa: E731
+        rng.normal(size=v.shape) if v.inexact else np.ones(v.shape), v.dtype
+    )
+    with jax.ensure_compile_time_eval():
+        values = [probe(v) for v in equation.inputs]
+        differentiable = [j for j, v in enumerate(equation.inputs) if v.inexact]
+
+        def fun(*some):
+            operands = list(values)
+            for j, value in zip(differentiable, some, strict=True):
+                operands[j] = value
+            outputs = equation.fun(*operands)
+            return [o for o, v in zip(outputs, equation.outputs) if v.inexact]
+
+        try:
+            outputs, vjp = jax.vjp(fun, *(values[j] for j in differentiable))
+        except Exception:  # a derivative that cannot be taken here is not local
+            return False
+        r = [jnp.asarray(rng.normal(size=o.shape), o.dtype) for o in outputs]
+        m = [jnp.asarray(rng.integers(0, 2, o.shape), o.dtype) for o in outputs]
+        masked = vjp([mi * ri for mi, ri in zip(m, r)])
+        plain = vjp(r)
+    if not outputs:
+        return True
+    return all(
+        np.allclose(a, m[0] * b, rtol=1e-3, atol=1e-6, equal_nan=True)
+        for a, b in zip(masked, plain)
+        if a.shape == m[0].shape
+    )

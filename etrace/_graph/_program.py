@@ -1,0 +1,261 @@
+"""The step function as a flat list of equations.
+
+This file is the library's only contact with jaxprs. `trace_program` traces a
+function, inlines call primitives, turns `cond` into a select over its branches and
+unrolls short `scan`s; what is left are equations of single primitives, each with a
+callable of its own. `run` evaluates any subset of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+MAX_UNROLLED_SCAN = 32
+
+_CALL_PRIMITIVES = frozenset(
+    {
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "remat",
+        "remat2",
+        "checkpoint",
+        "core_closed_call",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Var:
+    """A value of the program; compared by identity."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=int))
+
+    @property
+    def inexact(self) -> bool:
+        """Whether a gradient can flow through this value."""
+        return jnp.issubdtype(self.dtype, jnp.inexact)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive application: `outputs = fun(*inputs)`.
+
+    `body` holds the inner program of a custom-derivative call, else None.
+    """
+
+    name: str
+    fun: Callable[..., Sequence[Any]]
+    inputs: tuple[Var, ...]
+    outputs: tuple[Var, ...]
+    params: Mapping[str, Any]
+    source: str
+    body: "Program | None" = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    inputs: tuple[Var, ...]
+    outputs: tuple[Var, ...]
+    equations: tuple[Equation, ...]
+    constants: Mapping[Var, Any]
+
+
+# A place where a value is read: operand `[1]` of equation `[0]`. The outputs of a
+# program count as the operands of one more equation, numbered `len(equations)`.
+Edge = tuple[int, int]
+
+
+def trace_program(
+    fun: Callable, arguments: Sequence[Any], copied: range = range(0)
+) -> Program:
+    """Traces `fun(*arguments)`, from flat arrays (or shape structs) to flat arrays.
+
+    The outputs numbered `copied` get a value of their own, which is no other output,
+    input or intermediate.
+    """
+    builder = _Builder()
+    program = builder.program(jax.make_jaxpr(fun)(*arguments))
+    outputs = list(program.outputs)
+    for j in copied:
+        outputs[j] = builder.append("copy", lambda x: x, [outputs[j]], "the new state")
+    return Program(
+        program.inputs, tuple(outputs), tuple(builder.equations), program.constants
+    )
+
+
+class _Builder:
+    """Accumulates equations while walking nested jaxprs."""
+
+    def __init__(self):
+        self.equations: list[Equation] = []
+        self.constants: dict[Var, Any] = {}
+
+    def program(self, closed) -> Program:
+        inputs = tuple(_var(v.aval) for v in closed.jaxpr.invars)
+        outputs = self.inline(closed, inputs)
+        return Program(inputs, tuple(outputs), tuple(self.equations), self.constants)
+
+    def inline(self, closed, arguments: Sequence[Var]) -> list[Var]:
+        """Appends the equations of `closed`, applied to `arguments`."""
+        jaxpr = closed.jaxpr
+        env = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
+            env[var] = self.constant(value)
+        for eqn in jaxpr.eqns:
+            read = [self._read(env, atom) for atom in eqn.invars]
+            for var, value in zip(eqn.outvars, self._equation(jaxpr, eqn, read)):
+                env[var] = value
+        return [self._read(env, atom) for atom in jaxpr.outvars]
+
+    def _read(self, env: dict, atom) -> Var:
+        if isinstance(atom, jex.core.Literal):
+            return self.constant(np.asarray(atom.val, dtype=atom.aval.dtype))
+        return env[atom]
+
+    def constant(self, value: Any) -> Var:
+        var = Var(tuple(np.shape(value)), jax.dtypes.result_type(value))
+        self.constants[var] = value
+        return var
+
+    def _equation(self, jaxpr, eqn, read: list[Var]) -> Sequence[Var]:
+        name = eqn.primitive.name
+        if name in _CALL_PRIMITIVES:
+            return self.inline(_subjaxpr(eqn), read)
+        if name == "cond":
+            return self._select(eqn, read)
+        if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
+            return self._unroll(eqn, read)
+        body = None
+        if name in ("custom_jvp_call", "custom_vjp_call"):
+            body = _Builder().program(_subjaxpr(eqn))
+        outputs = tuple(_var(v.aval) for v in eqn.outvars)
+        self.equations.append(
+            Equation(
+                name,
+                _callable(jaxpr, eqn),
+                tuple(read),
+                outputs,
+                eqn.params,
+                jex.source_info_util.summarize(eqn.source_info),
+                body,
+            )
+        )
+        return outputs
+
+    def append(self, name: str, fun: Callable, inputs: Sequence[Var], source: str):
+        """Appends an equation that no primitive of the user's function stands for."""
+        out = jax.eval_shape(fun, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs))
+        output = Var(out.shape, out.dtype)
+        equation = Equation(
+            name, lambda *args: [fun(*args)], tuple(inputs), (output,), {}, source
+        )
+        self.equations.append(equation)
+        return output
+
+    def _select(self, eqn, read: list[Var]) -> list[Var]:
+        """`cond` as a select: every branch is evaluated."""
+        index, *operands = read
+        source = jex.source_info_util.summarize(eqn.source_info)
+        branches = [self.inline(branch, operands) for branch in eqn.params["branches"]]
+        last = len(branches) - 1
+
+        def select(which, *cases):
+            which = jnp.clip(jnp.asarray(which, jnp.int32), 0, last)
+            if len(cases) == 2:
+                which = which.astype(bool)
+            return lax.select_n(which, *cases)
+
+        return [
+            self.append("select_n", select, [index, *cases], source)
+            for cases in zip(*branches, strict=True)
+        ]
+
+    def _unroll(self, eqn, read: list[Var]) -> list[Var]:
+        """A short `scan`, one copy of its body a step."""
+        body = eqn.params["jaxpr"]
+        source = jex.source_info_util.summarize(eqn.source_info)
+        # The operands are (constants, carry, xs), the results (carry, ys); xs and ys
+        # are those that lose their leading axis inside.
+        n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
+        n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
+        n_consts = len(read) - n_xs - n_carry
+        consts = read[:n_consts]
+        carry = read[n_consts : n_consts + n_carry]
+        xs = read[n_consts + n_carry :]
+        order = range(eqn.params["length"])
+        stacked: dict[int, list[Var]] = {}
+        for i in reversed(order) if eqn.params["reverse"] else order:
+            slices = [
+                self.append("squeeze", lambda a, i=i: a[i], [x], source) for x in xs
+            ]
+            result = self.inline(body, [*consts, *carry, *slices])
+            carry, stacked[i] = result[:n_carry], result[n_carry:]
+        ys = zip(*(stacked[i] for i in order), strict=True)
+        stack = lambda *parts: jnp.stack(parts)  # noqa: E731
+        return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
+
+
+def _var(aval) -> Var:
+    return Var(tuple(aval.shape), aval.dtype)
+
+
+def _subjaxpr(eqn):
+    """The one inner jaxpr of a call equation, closed."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if key in eqn.params:
+            inner = eqn.params[key]
+            if not hasattr(inner, "consts"):  # open jaxpr (remat, on older JAX)
+                inner = jex.core.ClosedJaxpr(inner, [])
+            return inner
+    raise TypeError(f"no inner jaxpr in the call primitive {eqn.primitive.name!r}")
+
+
+def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
+    """The equation as a function of its operands, each of them its own argument.
+
+    Going through a one-equation jaxpr leaves the binding of parameters, which
+    changes between releases, to JAX.
+    """
+    fresh = jex.core.gensym()
+    operands = [fresh(v.aval) for v in eqn.invars]
+    single = jaxpr.replace(
+        constvars=[],
+        invars=operands,
+        outvars=list(eqn.outvars),
+        eqns=[eqn.replace(invars=operands)],
+        debug_info=None,
+    )
+    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
+
+
+def run(
+    program: Program,
+    env: dict[Var, Any],
+    equations: Iterable[int] | None = None,
+    edge: Callable[[Edge, Any], Any] = lambda edge, value: value,
+) -> dict[Var, Any]:
+    """Evaluates `equations` (all, if None, in order) over `env`, which is extended.
+
+    `edge` may replace any value at the place where it is read.
+    """
+    env.update((v, c) for v, c in program.constants.items() if v not in env)
+    order = range(len(program.equations)) if equations is None else equations
+    for i in order:
+        equation = program.equations[i]
+        operands = [edge((i, j), env[v]) for j, v in enumerate(equation.inputs)]
+        env.update(zip(equation.outputs, equation.fun(*operands), strict=True))
+    return env

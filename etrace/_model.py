@@ -1,0 +1,238 @@
+"""The model protocol, and a model's call as a function of plain pytrees.
+
+A model is any `equinox.Module` with
+
+    init_state() -> state                          a pytree of arrays
+    __call__(state, *inputs) -> (outputs, state)   one step of one example
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Structure, shapes and dtypes of a pytree of arrays; hashable."""
+
+    treedef: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+    @staticmethod
+    def of(tree: PyTree, drop: int = 0) -> "Spec":
+        """The spec of `tree`, with `drop` leading axes taken off every array."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return Spec(treedef, tuple(_struct(x, drop) for x in leaves))
+
+    def tree(self) -> PyTree:
+        return self.treedef.unflatten(self.leaves)
+
+    def names(self) -> list[str]:
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.tree())
+        return [jax.tree_util.keystr(path) for path, _ in paths]
+
+
+def _struct(x: Any, drop: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x)[drop:], jax.dtypes.result_type(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """The part of a model that is neither a parameter nor an array; hashable."""
+
+    leaves: tuple[Any, ...]
+    treedef: Any
+
+    @staticmethod
+    def of(tree: PyTree) -> "Static":
+        leaves, treedef = jax.tree.flatten(tree)
+        return Static(tuple(leaves), treedef)
+
+    def tree(self) -> PyTree:
+        return self.treedef.unflatten(self.leaves)
+
+
+def split_model(model: eqx.Module) -> tuple[PyTree, PyTree, PyTree]:
+    """Parameters (inexact arrays), constants (other arrays), and the rest."""
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    consts, static = eqx.partition(rest, eqx.is_array)
+    return params, consts, static
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One step of a model as a function of plain pytrees, for one example.
+
+    Everything here is static, so that a `Call` can key a cache.
+    """
+
+    static: Static
+    params: Spec
+    consts: Spec
+    hidden: Spec
+    other: Spec
+    inputs: Spec
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """Of the arguments of `step`, in order."""
+        return self.params, self.consts, self.hidden, self.other, self.inputs
+
+    def step(
+        self,
+        params: PyTree,
+        consts: PyTree,
+        hidden: PyTree,
+        other: PyTree,
+        inputs: tuple[PyTree, ...],
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """(outputs, hidden, other) of the next step."""
+        model: Any = eqx.combine(params, consts, self.static.tree())
+        outputs, state = model(eqx.combine(hidden, other), *inputs)
+        is_hidden = self.hidden_mask()
+        hidden, other = eqx.partition(state, is_hidden)
+        return outputs, hidden, other
+
+    def hidden_mask(self) -> PyTree:
+        """A tree of bools in the structure of the state."""
+        missing = lambda x: x is None  # noqa: E731
+        return jax.tree.map(lambda h: h is not None, self.hidden.tree(), is_leaf=missing)
+
+    def check(self) -> None:
+        """Raises if the model's step does not fit the protocol."""
+        try:
+            result = jax.eval_shape(
+                self._whole_step,
+                self.params.tree(),
+                self.consts.tree(),
+                eqx.combine(self.hidden.tree(), self.other.tree()),
+                self.inputs.tree(),
+            )
+        except TypeError as error:
+            raise TypeError(self._failed(error)) from error
+        except ValueError as error:
+            raise ValueError(self._failed(error)) from error
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                "model(state, *inputs) must return a pair (outputs, state); it returned "
+                f"{_kind(result)}."
+            )
+        old, new = eqx.combine(self.hidden.tree(), self.other.tree()), result[1]
+        self._check_state(Spec.of(old), Spec.of(new))
+
+    def _whole_step(self, params, consts, state, inputs):
+        model: Any = eqx.combine(params, consts, self.static.tree())
+        return model(state, *inputs)
+
+    def _failed(self, error: Exception) -> str:
+        shapes = ", ".join(shape_of(x) for x in self.inputs.leaves) or "none"
+        return (
+            "model(state, *inputs) failed for one step of one example with "
+            f"{len(jax.tree.leaves(self.inputs.treedef.children()))} inputs of shapes "
+            f"{shapes}: {error}. The model is written per example: check the number and "
+            "the shapes of the inputs; a batch axis needs batched=True, a time axis "
+            "needs MultiStepData."
+        )
+
+    def _check_state(self, old: Spec, new: Spec) -> None:
+        if old.treedef != new.treedef:
+            raise ValueError(
+                "model(state, *inputs) changed the structure of the state: init_state() "
+                f"gave {old.treedef}, the step returned {new.treedef}. A step must return "
+                "a state like the one it was given."
+            )
+        for name, a, b in zip(old.names(), old.leaves, new.leaves, strict=True):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"model(state, *inputs) changed the state leaf {name or 'state'}: it was "
+                    f"{shape_of(a)}, the step returned {shape_of(b)}. A step must keep "
+                    "shapes and dtypes; fix init_state() or cast inside the step."
+                )
+
+
+def _kind(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return f"a {type(result).__name__}"
+
+
+def shape_of(x: Any) -> str:
+    return f"{jax.dtypes.result_type(x).name}{list(jnp.shape(x))}"
+
+
+def check_model(model: Any) -> None:
+    """Raises unless `model` follows the protocol, as far as can be told uncalled."""
+    if not isinstance(model, eqx.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected an equinox.Module with "
+            "init_state() and __call__(state, *inputs)."
+        )
+    if not callable(getattr(model, "init_state", None)):
+        raise TypeError(
+            f"model, a {type(model).__name__}, has no method init_state(). Define "
+            "init_state(self) to return the state before the first step, for one example."
+        )
+    if not callable(model):
+        raise TypeError(
+            f"model, a {type(model).__name__}, is not callable. Define "
+            "__call__(self, state, *inputs) -> (outputs, state)."
+        )
+    params, consts, _ = split_model(model)
+    if not jax.tree.leaves(params):
+        integers = [shape_of(x) for x in jax.tree.leaves(consts)]
+        found = f"only {', '.join(integers)}" if integers else "no array at all"
+        raise TypeError(
+            f"model, a {type(model).__name__}, has no parameter to learn: expected "
+            f"floating-point or complex arrays, found {found}. Integer arrays are "
+            "constants; cast weights to a float dtype."
+        )
+
+
+def initial_state(model: Any, hidden_filter: Any) -> tuple[PyTree, PyTree]:
+    """(hidden, other) of the model's initial state for one example."""
+    try:
+        state = model.init_state()
+    except TypeError as error:
+        raise TypeError(
+            f"model.init_state() failed: {error}. It takes no argument and returns the "
+            "state of one example before the first step."
+        ) from error
+    state = jax.tree.map(jnp.asarray, state)
+    hidden, other = eqx.partition(state, hidden_filter)
+    for x in jax.tree.leaves(hidden):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(
+                f"hidden_filter selects a state leaf of type {shape_of(x)} as hidden; "
+                "credit is assigned through floating-point or complex leaves only."
+            )
+    return hidden, other
+
+
+# ---------------------------------------------------------------- complex leaves as two
+
+
+def split_complex(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Real leaves; a complex one becomes its real and its imaginary part."""
+    result: list[jax.Array] = []
+    for x in leaves:
+        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
+        result += [jnp.real(x), jnp.imag(x)] if is_complex else [x]
+    return result
+
+
+def join_complex(
+    reals: Sequence[Any], like: Sequence[Any], join: Callable = jax.lax.complex
+) -> list[Any]:
+    """Undoes `split_complex`, given leaves of the original dtypes."""
+    remaining = iter(reals)
+    return [
+        join(next(remaining), next(remaining))
+        if jnp.issubdtype(x.dtype, jnp.complexfloating)
+        else next(remaining)
+        for x in like
+    ]

@@ -1,0 +1,1 @@
+from ._drtrl import DRTRL as DRTRL

@@ -1,0 +1,297 @@
+"""Drivers: whole sequences, window by window, in one `lax.scan`.
+
+Each driver cuts the sequence into windows of `window` steps, with a shorter one at the
+end if `window` does not divide its length, and calls `update` once a window. What is
+kept does not grow with the number of windows.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from ._algorithm import ETraceVjpAlgorithm
+from ._check_sequence import Sequence, check_loss, check_sequence, check_window
+from ._data import MultiStepData
+
+
+LossFn = Callable[[PyTree, PyTree], Any]
+Reduction = Literal["mean", "sum"]
+
+
+class _Loss(eqx.Module):
+    """What to do with a sequence; static, so that it is compiled once."""
+
+    loss_fn: LossFn = eqx.field(static=True)
+    window: int = eqx.field(static=True)
+    reduction: Reduction = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+
+    def prepare(self, algorithm, state, inputs, targets, mask):
+        """Checks the arguments; returns the sequence and the state to start from."""
+        sequence = check_sequence(algorithm, inputs, targets, mask)
+        check_loss(algorithm, sequence, self.loss_fn, self.has_aux)
+        return sequence, _start(algorithm, state, sequence)
+
+    def gradient(self, algorithm, state, part: Sequence):
+        """((value, (state, aux)), grads) of one window; the value is a sum."""
+        params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
+
+        @eqx.filter_value_and_grad(has_aux=True)
+        def windowed(params):
+            now = algorithm.with_model(eqx.combine(params, rest))
+            outputs, *new = now.update(*state, *map(MultiStepData, part.inputs))
+            losses, aux = self._losses(outputs, part)
+            return jnp.sum(losses), (tuple(new), aux)
+
+        return windowed(params)
+
+    def _losses(self, outputs: PyTree, part: Sequence):
+        """The losses of all steps, weighted by the mask."""
+        loss_fn = jax.vmap(self.loss_fn)
+        if part.mask is not None and part.mask.ndim == 2:
+            loss_fn = jax.vmap(loss_fn)
+        result = loss_fn(outputs, part.targets)
+        losses, aux = result if self.has_aux else (result, None)
+        if part.mask is not None:
+            losses = losses * part.mask.astype(losses.dtype)
+        return losses, aux
+
+    def scale(self, sums: PyTree, part: Sequence) -> PyTree:
+        """Divides sums over the steps of `part`, if the reduction is the mean."""
+        if self.reduction == "sum":
+            return sums
+        if part.mask is None:
+            return jax.tree.map(lambda x: x / part.length, sums)
+        total = jnp.sum(part.mask)
+        # With nothing to learn from, the sums are zero: keep them.
+        total = jnp.where(total == 0, jnp.ones_like(total), total)
+        return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
+
+
+def value_and_grad(
+    loss_fn: LossFn,
+    *,
+    window: int = 1,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+    carry: bool = True,
+) -> Callable[..., Any]:
+    r"""The loss of a sequence and its online gradient.
+
+    **Arguments:**
+
+    - `loss_fn`: `loss_fn(outputs_t, targets_t) -> scalar`, the loss of one step; with
+        `has_aux=True`, `-> (scalar, aux)`. With `batched=True` on the algorithm it is
+        given the outputs and targets of the whole batch.
+    - `window`: steps per call of `update`. With `vjp_method="single-step"` the
+        gradient does not depend on it.
+    - `reduction`: `"mean"` divides the sum of the steps' losses by their number (by the
+        sum of the mask), `"sum"` does not.
+    - `carry`: whether the final state is returned, to go on from.
+
+    **Returns:**
+
+    A function of `(algorithm, state, inputs, targets, mask=None)`:
+
+    - `state`: `(hidden, other, trace)` from `init` or from the last call, or None for a
+        fresh one. Its memory is donated: go on with the state that is returned.
+    - `inputs`: time-major, `(time, ...)` or `(time, batch, ...)`: one pytree of arrays
+        for a model of one input, a tuple for several.
+    - `targets`: a pytree of arrays, time-major.
+    - `mask`: weights of the steps' losses, `(time,)`. With `batched=True` also
+        `(time, batch)`: then `loss_fn` is given one example at a time.
+
+    It returns `(value, grads, state)`, without `state` if `carry=False`; `grads` is a
+    pytree like the inexact arrays of `algorithm.model`. With `has_aux=True`, `value` is
+    `(value, aux)`, aux stacked along time. It may be called inside `jax.jit`, and
+    compiles itself when it is not.
+
+    **Raises:** ValueError or TypeError, before anything is computed, if the shapes of
+    inputs, targets, mask or state do not fit, or the loss is not a scalar.
+    """
+    check_window(window, reduction)
+    loss = _Loss(loss_fn, window, reduction, has_aux)
+
+    def driver(
+        algorithm: ETraceVjpAlgorithm,
+        state: PyTree | None,
+        inputs: PyTree,
+        targets: PyTree,
+        mask: Any = None,
+    ) -> Any:
+        sequence, state = loss.prepare(algorithm, state, inputs, targets, mask)
+        value, grads, state = _value_and_grad((loss, algorithm, sequence), state)
+        return (value, grads, state) if carry else (value, grads)
+
+    return driver
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _value_and_grad(kept, state):
+    loss, algorithm, sequence = kept
+
+    def step(carry, part):
+        grads, state = carry
+        (value, (state, aux)), more = loss.gradient(algorithm, state, part)
+        return (jax.tree.map(jnp.add, grads, more), state), (value, aux)
+
+    params = eqx.filter(algorithm.model, eqx.is_inexact_array)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, state), results = _over_windows(
+        step, (zeros, state), sequence, loss.window
+    )
+    values, aux = zip(*results, strict=True)
+    value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
+    return ((value, _along_time(aux)) if loss.has_aux else value), grads, state
+
+
+def learn(
+    loss_fn: LossFn,
+    optimiser: Any,
+    *,
+    window: int = 1,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """Online training: an optimiser step after every window, inside one scan.
+
+    **Arguments:**
+
+    - `loss_fn`, `window`, `reduction`, `has_aux`: as for `etrace.value_and_grad`; the
+        reduction is over the steps of one window.
+    - `optimiser`: an `optax.GradientTransformation`.
+
+    **Returns:**
+
+    A function of `(algorithm, optimiser_state, state, inputs, targets, mask=None)` that
+    returns `(algorithm, optimiser_state, state, losses)`: the trained algorithm (its
+    `.model` is the trained model) and the loss of every window, `(windows,)`. With
+    `has_aux=True`, `losses` is `(losses, aux)`, aux stacked along time.
+    `optimiser_state` and `state` may be None for fresh ones; the memory of `state` is
+    donated.
+
+    The traces are those of the parameters as they were: they are not recomputed when a
+    parameter changes, as usual in online learning.
+    """
+    check_window(window, reduction)
+    loss = _Loss(loss_fn, window, reduction, has_aux)
+
+    def driver(
+        algorithm: ETraceVjpAlgorithm,
+        optimiser_state: PyTree | None,
+        state: PyTree | None,
+        inputs: PyTree,
+        targets: PyTree,
+        mask: Any = None,
+    ) -> Any:
+        sequence, state = loss.prepare(algorithm, state, inputs, targets, mask)
+        if optimiser_state is None:
+            params = eqx.filter(algorithm.model, eqx.is_inexact_array)
+            optimiser_state = optimiser.init(params)
+        kept = (loss, optimiser, algorithm, optimiser_state, sequence)
+        return _learn(kept, state)
+
+    return driver
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _learn(kept, state):
+    loss, optimiser, algorithm, optimiser_state, sequence = kept
+    params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
+
+    def step(carry, part):
+        params, optimiser_state, state = carry
+        now = algorithm.with_model(eqx.combine(params, rest))
+        (value, (state, aux)), grads = loss.gradient(now, state, part)
+        value, grads = loss.scale((value, grads), part)
+        updates, optimiser_state = optimiser.update(grads, optimiser_state, params)
+        params = eqx.apply_updates(params, updates)
+        return (params, optimiser_state, state), (value, aux)
+
+    (params, optimiser_state, state), results = _over_windows(
+        step, (params, optimiser_state, state), sequence, loss.window
+    )
+    algorithm = algorithm.with_model(eqx.combine(params, rest))
+    values, aux = zip(*results, strict=True)
+    losses = jnp.concatenate(values)
+    losses = (losses, _along_time(aux)) if loss.has_aux else losses
+    return algorithm, optimiser_state, state, losses
+
+
+def evolve(
+    algorithm: ETraceVjpAlgorithm,
+    state: PyTree | None,
+    inputs: PyTree,
+    *,
+    window: int = 1,
+) -> tuple[PyTree, PyTree]:
+    """Runs a sequence without a gradient, the trace going along.
+
+    **Arguments:**
+
+    - `algorithm`, `state`, `inputs`: as for `etrace.value_and_grad`; the memory of
+        `state` is donated.
+    - `window`: steps per call of `update`.
+
+    **Returns:** `(state, outputs)`, outputs stacked along time.
+    """
+    check_window(window, "sum")
+    sequence = check_sequence(algorithm, inputs, None, None)
+    state = _start(algorithm, state, sequence)
+    return _evolve((algorithm, sequence, window), state)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _evolve(kept, state):
+    algorithm, sequence, window = kept
+
+    def step(state, part):
+        outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
+        return tuple(state), outputs
+
+    state, results = _over_windows(step, state, sequence, window)
+    return state, _along_time(results)
+
+
+def _start(algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence):
+    """The state to start from, checked."""
+    first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
+    if state is None:
+        return algorithm.init(*first)
+    if not (isinstance(state, tuple | list) and len(state) == 3):
+        raise TypeError(
+            f"state is a {type(state).__name__}; expected the triple (hidden, other, "
+            "trace) of init(...) or of the last call, or None for a fresh state."
+        )
+    algorithm.check(*state, *first)
+    return tuple(state)
+
+
+def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):
+    """Scans `step(carry, part) -> (carry, result)` over the windows of a sequence.
+
+    Returns the carry and a list of stacked results: of the full windows, then of the
+    ragged one.
+    """
+    whole, rest = divmod(sequence.length, window)
+    results = []
+    if whole:
+        full = sequence.part(0, whole * window)
+        full = jax.tree.map(lambda x: x.reshape(whole, window, *x.shape[1:]), full)
+        carry, result = lax.scan(step, carry, full)
+        results.append(result)
+    if rest:
+        carry, result = step(carry, sequence.part(whole * window, sequence.length))
+        results.append(jax.tree.map(lambda x: x[None], result))
+    return carry, results
+
+
+def _along_time(results: list[PyTree]) -> PyTree:
+    """Joins stacked results [windows, window, ...] along time."""
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    return jax.tree.map(lambda *xs: jnp.concatenate([*map(flat, xs)]), *results)

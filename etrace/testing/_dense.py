@@ -1,0 +1,332 @@
+"""D-RTRL by brute force: dense Jacobians, the recursion written out on matrices."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from ._marks import stop_marks
+from ._oracles import (
+    ArrayLike,
+    LossFn,
+    Reduction,
+    Window,
+    as_arguments,
+    as_state,
+    sequence_length,
+    step_weights,
+    window_lengths,
+)
+from ._vectors import from_vector, gradient_from_vector, rows, to_vector
+
+
+@dataclasses.dataclass(frozen=True)
+class StateGroup:
+    """State leaves that talk to each other element by element.
+
+    **Arguments:**
+
+    - `leaves`: which of the state's inexact arrays, counted in the order of
+        `jax.tree.leaves` (arrays of integers and keys are not counted). They have one
+        size P; element p of each, flattened, belongs to position p. A complex array
+        counts as two real ones, so S is the number of real arrays plus twice that of
+        complex ones.
+    """
+
+    leaves: tuple[int, ...]
+
+
+#: One `[S * P, parameters]` matrix for every group: M_g = dh_g / dθ.
+Influence: TypeAlias = tuple[Float[Array, "_ parameters"], ...]
+
+
+def _hidden(state: PyTree) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(state) if eqx.is_inexact_array(leaf)]
+
+
+def _read_groups(state: PyTree, groups: Sequence[StateGroup]) -> tuple[Array, ...]:
+    """The state as one real vector `[S * P]` for every group."""
+    hidden = _hidden(state)
+    return tuple(to_vector([hidden[i] for i in group.leaves]) for group in groups)
+
+
+def _write_groups(
+    state: PyTree, groups: Sequence[StateGroup], vectors: Sequence[Array]
+) -> PyTree:
+    """`state` with its inexact leaves taken from `vectors`."""
+    hidden = _hidden(state)
+    for group, vector in zip(groups, vectors, strict=True):
+        new = from_vector(vector, [hidden[i] for i in group.leaves])
+        for i, leaf in zip(group.leaves, new, strict=True):
+            hidden[i] = leaf
+    leaves, treedef = jax.tree.flatten(state)
+    remaining = iter(hidden)
+    leaves = [
+        next(remaining) if eqx.is_inexact_array(leaf) else leaf for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _check_groups(state: PyTree, groups: Sequence[StateGroup]) -> None:
+    hidden = _hidden(state)
+    listed = sorted(i for group in groups for i in group.leaves)
+    if listed != list(range(len(hidden))):
+        raise ValueError(
+            f"groups must list each of the state's {len(hidden)} inexact arrays "
+            f"exactly once, got {listed}."
+        )
+    for group in groups:
+        sizes = [hidden[i].size for i in group.leaves]
+        if len(set(sizes)) != 1:
+            raise ValueError(
+                f"The leaves of a group must have one size, got {sizes} in {group}."
+            )
+
+
+class _Problem(eqx.Module):
+    """Everything that stays the same from step to step."""
+
+    model: Any
+    loss_fn: LossFn
+    groups: tuple[StateGroup, ...] = eqx.field(static=True)
+
+    @property
+    def parameters(self) -> PyTree:
+        return eqx.filter(self.model, eqx.is_inexact_array)
+
+    def step(
+        self, theta: Array, vectors: Sequence[Array], state: PyTree, x: tuple
+    ) -> tuple[PyTree, PyTree]:
+        """The model's step as a function of the parameter vector and the groups'
+        vectors."""
+        static = eqx.filter(self.model, eqx.is_inexact_array, inverse=True)
+        model = eqx.combine(from_vector(theta, self.parameters), static)
+        return model(_write_groups(state, self.groups, vectors), *x)
+
+
+@eqx.filter_jit
+def _jacobians(
+    problem: _Problem, state: PyTree, x: tuple
+) -> tuple[tuple[Array, ...], tuple[Array, ...], PyTree]:
+    """(D_g, I_g for every group, new state), gradients stopped at every mark."""
+    groups = problem.groups
+    hidden = _hidden(state)
+
+    def new_state(
+        theta: Array, vectors: tuple[Array, ...]
+    ) -> tuple[tuple[Array, ...], PyTree]:
+        _, new = problem.step(theta, vectors, state, x)
+        return _read_groups(new, groups), new
+
+    with stop_marks(lambda feeds: True):
+        jacobian = jax.jacrev(new_state, argnums=(0, 1), has_aux=True)
+        by_group, new = jacobian(
+            to_vector(problem.parameters), _read_groups(state, groups)
+        )
+    ds, immediates = [], []
+    for g, group in enumerate(groups):
+        immediate, by_hidden = by_group[g]
+        s, p = rows([hidden[i] for i in group.leaves]), hidden[group.leaves[0]].size
+        same = np.eye(p, dtype=bool)[None, :, None, :]
+        d = jnp.where(same, by_hidden[g].reshape(s, p, s, p), 0)
+        ds.append(d.reshape(s * p, s * p))
+        immediates.append(immediate)
+    return tuple(ds), tuple(immediates), new
+
+
+@eqx.filter_jit
+def _single_step(
+    problem: _Problem, state: PyTree, x: tuple, target: PyTree, weight: Array
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """(L_t, ∂L_t/∂θ with the state held, B_g for every group)."""
+
+    def loss(theta: Array, vectors: tuple[Array, ...]) -> Array:
+        outputs, _ = problem.step(theta, vectors, state, x)
+        value = problem.loss_fn(outputs, target)
+        return weight.astype(value.dtype) * value
+
+    theta, vectors = to_vector(problem.parameters), _read_groups(state, problem.groups)
+    value, now = jax.value_and_grad(loss)(theta, vectors)
+    boundary = []
+    for g in range(len(problem.groups)):
+        # A fresh function each time: nothing may remember the trace made under another
+        # context.
+        with stop_marks(lambda feeds, g=g: g in feeds):
+            boundary.append(jax.grad(lambda v: loss(theta, v))(vectors)[g])
+    return value, now, tuple(boundary)
+
+
+@eqx.filter_jit
+def _multi_step(
+    problem: _Problem, state: PyTree, xs: tuple, targets: PyTree, weights: Array
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """(L, ∂L/∂θ, ∂L/∂h_g for every group) of a window, by reverse mode through it, the
+    state at its start held."""
+    groups = problem.groups
+
+    def loss(theta: Array, vectors: tuple[Array, ...]) -> Array:
+        def step(moving: PyTree, at_t: tuple) -> tuple[PyTree, Array]:
+            x, target, weight = at_t
+            state = eqx.combine(moving, fixed)
+            outputs, state = problem.step(theta, _read_groups(state, groups), state, x)
+            value = problem.loss_fn(outputs, target)
+            return eqx.filter(state, eqx.is_array), weight.astype(value.dtype) * value
+
+        start = _write_groups(state, groups, vectors)
+        moving, fixed = eqx.partition(start, eqx.is_array)
+        return jnp.sum(jax.lax.scan(step, moving, (xs, targets, weights))[1])
+
+    theta, vectors = to_vector(problem.parameters), _read_groups(state, groups)
+    value, (now, boundary) = jax.value_and_grad(loss, argnums=(0, 1))(theta, vectors)
+    return value, now, boundary
+
+
+def _traced_columns(
+    model: Any, untraced: PyTree | Callable[[Any], Any]
+) -> Float[Array, " n"]:
+    """1 for the coordinates of θ that have an influence, 0 for those that keep "now"
+    only: `[parameters]`."""
+    parameters = eqx.filter(model, eqx.is_inexact_array)
+    if callable(untraced) and not isinstance(
+        untraced, eqx.Module
+    ):  # a specification may be a callable Module
+        nothing = jax.tree.map(lambda _: False, parameters)
+        where: Callable = untraced
+        untraced = eqx.tree_at(
+            where, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
+        )
+    chosen = eqx.filter(parameters, untraced)
+
+    def columns(parameter: Array | None, chosen: Array | None) -> Array | None:
+        if parameter is None:
+            return None
+        parameter = (
+            jnp.ones_like(parameter) if chosen is None else jnp.zeros_like(parameter)
+        )
+        return (
+            jax.lax.complex(parameter.real, parameter.real)
+            if jnp.iscomplexobj(parameter)
+            else parameter
+        )
+
+    return to_vector(
+        jax.tree.map(columns, parameters, chosen, is_leaf=lambda x: x is None)
+    )
+
+
+def _at(data: PyTree, t: int) -> PyTree:
+    return jax.tree.map(lambda x: x[t], data)
+
+
+def _advance(
+    problem: _Problem,
+    state: PyTree,
+    influence: Influence,
+    traced: Array,
+    xs: tuple,
+    steps: int,
+) -> tuple[PyTree, Influence]:
+    """State and influence after some steps: M_g = D_g M_g + I_g."""
+    for t in range(steps):
+        ds, immediates, state = _jacobians(problem, state, _at(xs, t))
+        terms = zip(ds, influence, immediates, strict=True)
+        influence = tuple(d @ m + immediate * traced[None] for d, m, immediate in terms)
+    return state, influence
+
+
+def dense_reference(
+    model: Any,
+    loss_fn: LossFn,
+    inputs: Any,
+    targets: PyTree,
+    *,
+    groups: Sequence[StateGroup],
+    vjp_method: Literal["single-step", "multi-step"] = "single-step",
+    window: Window = 1,
+    state: PyTree | None = None,
+    influence: Influence | None = None,
+    mask: Shaped[ArrayLike, " time"] | None = None,
+    reduction: Reduction = "sum",
+    untraced: PyTree | Callable[[Any], Any] = False,
+    return_final: bool = False,
+) -> tuple[Any, ...]:
+    """The gradient of D-RTRL from dense Jacobians, for small models with marks and
+    groups made by hand.
+
+    With D_g,t = ∂h_g,t/∂h_g,t-1, gradients stopped at every
+    [`etrace.testing.mixing_input`][] and only the blocks from a position to itself
+    kept, and I_g,t = ∂h_g,t/∂θ, gradients stopped at every mark, the influence is
+
+        M_g,t = D_g,t M_g,t-1 + I_g,t
+
+    and the gradient is the sum over the windows (single steps for `"single-step"`) of
+
+        ∂L/∂θ, the window's first state held   +   Σ_g ∂L/∂h_g,start · M_g,start
+
+    where for `"single-step"` the derivative by h_g stops at the marks that feed g
+    itself.
+
+    **Arguments:**
+
+    - `groups`: a [`etrace.testing.StateGroup`][] for every hidden group, together all
+        inexact leaves of the state.
+    - `vjp_method`: how the loss of a window is pulled back.
+    - `window`: as in [`etrace.testing.truncated`][]; makes no difference to
+        `"single-step"`.
+    - `influence`: the M to start from, zero by default.
+    - `untraced`: the parameters that have no trace: a filter specification (a prefix of
+        the model, of booleans), or a function from the model to those parameters, as in
+        `eqx.tree_at`.
+    - `return_final`: whether to return the last state and influence.
+
+    The others are as in [`etrace.testing.bptt`][].
+
+    **Returns:**
+
+    The loss and its gradient, structured like `eqx.filter(model,
+    eqx.is_inexact_array)`; with `return_final` also `(state, influence)`, which a
+    further call can start from.
+
+    ??? cite "Reference"
+
+        The recursion is D-RTRL of Wang et al., Nature Communications 17:1745, 2026, on
+        dense matrices.
+    """
+    if vjp_method not in ("single-step", "multi-step"):
+        raise ValueError(
+            f'vjp_method must be "single-step" or "multi-step", got {vjp_method!r}.'
+        )
+    state, xs, length = (
+        as_state(model, state),
+        as_arguments(inputs),
+        sequence_length(inputs),
+    )
+    _check_groups(state, groups)
+    problem = _Problem(model, loss_fn, tuple(groups))
+    weights = step_weights(mask, length, reduction)
+    traced = _traced_columns(model, untraced)
+    if influence is None:
+        sizes = [vector.size for vector in _read_groups(state, groups)]
+        influence = tuple(
+            jnp.zeros((size, traced.size), traced.dtype) for size in sizes
+        )
+
+    multi = vjp_method == "multi-step"
+    value, gradient, start = 0, jnp.zeros_like(traced), 0
+    for k in window_lengths(window if multi else 1, length):
+        data = jax.tree.map(lambda x: x[start : start + k], (xs, targets, weights))
+        signals = _multi_step if multi else _single_step
+        loss, now, boundary = signals(
+            problem, state, *(data if multi else _at(data, 0))
+        )
+        past = sum(b @ m for b, m in zip(boundary, influence, strict=True))
+        value, gradient = value + loss, gradient + now + past
+        state, influence = _advance(problem, state, influence, traced, data[0], k)
+        start += k
+    grads = gradient_from_vector(gradient, problem.parameters)
+    return (value, grads, (state, influence)) if return_final else (value, grads)

@@ -1,0 +1,111 @@
+"""The package as a whole: what importing it costs, and how its classes relate."""
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+
+import etrace
+
+# Rules are subclasses of these; whatever else has a subclass is abstract.
+OPEN_BASES = {etrace.ETraceVjpAlgorithm}
+
+
+def _python(source: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def _modules() -> list[ModuleType]:
+    found = pkgutil.walk_packages(etrace.__path__, f"{etrace.__name__}.")
+    return [etrace, *(importlib.import_module(module.name) for module in found)]
+
+
+def _classes() -> set[type]:
+    return {
+        cls
+        for module in _modules()
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__.partition(".")[0] == etrace.__name__
+    }
+
+
+def _is_abstract(cls: type) -> bool:
+    # Equinox lists fields declared by `eqx.AbstractVar` beside Python's own methods.
+    fields = ("__abstractvars__", "__abstractclassvars__")
+    return inspect.isabstract(cls) or any(getattr(cls, name, ()) for name in fields)
+
+
+def test_import_is_cheap():
+    """`import etrace` takes less than 1.5 times as long as `import equinox`."""
+
+    def seconds(name: str) -> float:
+        # Processor time, from the start of the process: a busy machine changes it
+        # little, and the best of several runs takes care of the rest.
+        return float(_python(f"import {name}, time; print(time.process_time())"))
+
+    ours, theirs = [], []
+    for _ in range(10):
+        ours.append(seconds("etrace"))
+        theirs.append(seconds("equinox"))
+        if len(ours) >= 3 and min(ours) < 1.5 * min(theirs):
+            return
+    assert min(ours) < 1.5 * min(theirs), (min(ours), min(theirs))
+
+
+def test_import_needs_only_the_core_dependencies():
+    source = "import etrace, json, sys; print(json.dumps(list(sys.modules)))"
+    imported = {name.partition(".")[0] for name in json.loads(_python(source))}
+    extras = {"beartype", "hypothesis", "matplotlib", "optax", "pytest", "sklearn"}
+    assert "equinox" in imported
+    assert not imported & extras
+
+
+def test_import_starts_no_device():
+    """No array is made on import, so users can still configure JAX after it.
+
+    Starting a device would raise: there is no such platform.
+    """
+    _python("import etrace", JAX_PLATFORMS="nowhere")
+
+
+def test_classes_are_abstract_or_final():
+    """What has a subclass in the package is abstract: nothing concrete is refined."""
+    refined = {
+        base
+        for cls in _classes()
+        for base in cls.__bases__
+        if base.__module__.partition(".")[0] == etrace.__name__
+    }
+    concrete = {base for base in refined - OPEN_BASES if not _is_abstract(base)}
+    assert not concrete, f"concrete classes with subclasses: {concrete}"
+
+
+def test_abstractness_is_recognised():
+    """The test above sees both kinds of abstract class, and what is not one."""
+    import abc
+
+    import equinox as eqx
+
+    class Method(eqx.Module):
+        @abc.abstractmethod
+        def method(self) -> None: ...
+
+    class Field(eqx.Module):
+        field: eqx.AbstractVar[int]
+
+    class Leaf(Field):
+        field: int
+
+    assert _is_abstract(Method)
+    assert _is_abstract(Field)
+    assert not _is_abstract(Leaf)
