@@ -17,10 +17,9 @@ from jaxtyping import Array, PyTree
 
 from ._check import check_call, check_options
 from ._data import as_arrays, untag
-from ._graph import Graph, LocalSignals, MixingTails, Report, Steps, graph_of
+from ._graph import Graph, MixingTails, Report, Steps, graph_of
 from ._model import Call, Spec, Static, check_model, initial_state, split_model
 from ._window import LearningSignals, Window, each_step, is_inexact, last, roll_out
-
 
 VjpMethod = Literal["single-step", "multi-step"]
 
@@ -104,8 +103,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         merely carried, and a zero trace. With `batched=True` every leaf has a leading
         batch axis; typed PRNG keys in the state are split, one per example.
         """
-        call, batch = self._call(inputs)
-        graph = graph_of(call, self.model, self.mixing_tails, self._remembers_all())
+        graph, batch = self._graph(inputs)
         hidden, other = initial_state(self.model, self.hidden_filter)
         if self.batched:
             hidden, other = _with_batch((hidden, other), batch)
@@ -134,8 +132,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         check_call(self, hidden, other, trace, inputs)
         return _update(self, hidden, other, trace, inputs)
 
-    def check(self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree) -> None:
-        """Raises what `update` would raise for these arguments, and computes nothing."""
+    def check(
+        self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
+    ) -> None:
+        """Raises what `update` would raise; computes nothing."""
         check_call(self, hidden, other, trace, as_arrays(inputs))
 
     def graph(self, *inputs: PyTree) -> Report:
@@ -145,8 +145,7 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         - `*inputs`: example inputs, as for `init`.
         """
-        call, batch = self._call(inputs)
-        graph = graph_of(call, self.model, self.mixing_tails, self._remembers_all())
+        graph, batch = self._graph(inputs)
         trace = jax.eval_shape(
             lambda: self._init_etrace_data(graph, batch if self.batched else None)
         )
@@ -154,12 +153,14 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     def outputs(self, *inputs: PyTree) -> PyTree:
         """Shapes and dtypes of the outputs that `update` returns for these inputs."""
-        call, batch = self._call(as_arrays(inputs))
-        outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
+        graph, batch = self._graph(inputs)
         _, _, length = untag(inputs)
-        lead = (() if length is None else (length,)) + ((batch,) if self.batched else ())
+        lead = (() if length is None else (length,)) + (
+            (batch,) if self.batched else ()
+        )
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), outputs
+            lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype),
+            graph.outputs.tree(),
         )
 
     def with_model(self, model: eqx.Module) -> "ETraceVjpAlgorithm":
@@ -182,8 +183,9 @@ class ETraceVjpAlgorithm(eqx.Module):
         `params` is the model's inexact-array half; whatever else the algorithm holds
         (constants, a rule's own arrays) is not differentiated.
         """
-        rest = eqx.tree_at(lambda a: a.model, self, eqx.partition(
-            self.model, eqx.is_inexact_array)[1])
+        rest = eqx.tree_at(
+            lambda a: a.model, self, eqx.partition(self.model, eqx.is_inexact_array)[1]
+        )
         arrays, static = eqx.partition(rest, eqx.is_array)
         fun = jax.custom_vjp(functools.partial(_primal, Static.of(static)))
         fun.defvjp(
@@ -203,16 +205,15 @@ class ETraceVjpAlgorithm(eqx.Module):
         graph = trace.graph
         plain, multi, length = untag(inputs)
         multi = tuple(jax.tree.leaves(multi))
-        state, plain = (hidden, other), plain
+        state = (hidden, other)
         if not self.batched:
             state, plain = _add_batch(state, plain, multi)
         _, consts, _ = split_model(self.model)
-        arguments = (params, consts, *state, plain)
-        outputs, *before, hidden, other = roll_out(graph, arguments, multi, length or 1)
-        signals = self._local_signals(
-            graph, (params, consts, *before, plain), multi
-        )
-        window = Window(graph, params, consts, *before, plain, multi, signals)
+        rolled = roll_out(graph, (params, consts, *state, plain), multi, length or 1)
+        outputs, before_h, before_o, hidden, other = rolled
+        arguments = (params, consts, before_h, before_o, plain)
+        signals = each_step(Steps(graph).signals, plain, multi)(arguments)
+        window = Window(graph, *arguments, multi, signals)
         data = self._update_etrace_data(self._get_etrace_data(trace), window)
         new_trace = self._assign_etrace_data(trace, data)
         drop = () if self.batched else (1,)
@@ -242,7 +243,13 @@ class ETraceVjpAlgorithm(eqx.Module):
             now, inputs, signals = window.backpropagate(spatial)
             past = self._solve_weight_gradients(data, window.first(), signals)
         params = jax.tree.map(jnp.add, now, past)
-        return params, self._input_cotangents(tagged, inputs, window.multi), None, None, None
+        return (
+            params,
+            self._input_cotangents(tagged, inputs, window.multi),
+            None,
+            None,
+            None,
+        )
 
     def _input_cotangents(self, tagged, cotangents: Sequence[Array], multi):
         """Arranges cotangents of the inexact inputs like the inputs, tags included."""
@@ -258,7 +265,7 @@ class ETraceVjpAlgorithm(eqx.Module):
                 result.append(jnp.squeeze(next(remaining), 1 if m else 0))
         return treedef.unflatten(result)
 
-    # --------------------------------------------------------------- what a rule decides
+    # -------------------------------------------------------------- what a rule decides
 
     @abc.abstractmethod
     def _solve_weight_gradients(
@@ -279,7 +286,7 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     @abc.abstractmethod
     def _assign_etrace_data(self, trace: Trace, data: PyTree) -> Trace:
-        """What is stored, from what the rule works on; shapes and dtypes as in `trace`."""
+        """What is stored, from what the rule works on; same shapes as in `trace`."""
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         """What is stored before the first step: zeros, one array per trace."""
@@ -295,29 +302,29 @@ class ETraceVjpAlgorithm(eqx.Module):
         """Whether traces hold components that no position-local path reads later."""
         return self.vjp_method == "multi-step"
 
-    def _local_signals(self, graph: Graph, arguments, multi) -> LocalSignals:
-        return each_step(Steps(graph).signals, arguments[4], multi)(arguments)
+    # ------------------------------------------------------------------------- internal
 
-    # -------------------------------------------------------------------------- internal
-
-    def _call(self, inputs: tuple[PyTree, ...]) -> tuple[Call, int]:
-        """The call, for one example, that these inputs make; and the batch size."""
+    def _graph(self, inputs: tuple[PyTree, ...]) -> tuple[Graph, int]:
+        """The graph of one step with such inputs, and the batch size (1 if none)."""
         plain, multi, _ = untag(as_arrays(inputs))
         leaves, treedef = jax.tree.flatten(plain)
         drop = [int(m) + int(self.batched) for m in jax.tree.leaves(multi)]
         batch = _batch_size(leaves, drop) if self.batched else 1
-        example = Spec(
-            treedef,
-            tuple(
-                jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in zip(leaves, drop)
-            ),
-        )
-        hidden, other = initial_state(self.model, self.hidden_filter)
+        structs = [
+            jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in zip(leaves, drop)
+        ]
         params, consts, static = split_model(self.model)
-        trees = (params, consts, hidden, other)
-        call = Call(Static.of(static), *map(Spec.of, trees), example)
-        call.check()
-        return call, batch
+        hidden, other = initial_state(self.model, self.hidden_filter)
+        call = Call(
+            Static.of(static),
+            Spec.of(params),
+            Spec.of(consts),
+            Spec.of(hidden),
+            Spec.of(other),
+            Spec(treedef, tuple(structs)),
+        )
+        everything = self._remembers_all()
+        return graph_of(call, self.model, self.mixing_tails, everything), batch
 
 
 def _primal(static, arrays, *arguments):
@@ -346,14 +353,15 @@ def _batch_size(leaves: Sequence[Array], drop: Sequence[int]) -> int:
     for x, d in zip(leaves, drop, strict=True):
         if x.ndim < d:
             raise ValueError(
-                f"batched=True, but an input has shape {x.shape}: expected a batch axis "
-                "at the front (behind the time axis of MultiStepData)."
+                f"batched=True, but an input has shape {x.shape}: expected a batch "
+                "axis at the front (behind the time axis of MultiStepData)."
             )
         sizes.add(x.shape[d - 1])
     if len(sizes) != 1:
         raise ValueError(
-            f"batched=True, but the inputs have batch sizes {sorted(sizes)}; expected one "
-            "batch size for all, at the front (behind the time axis of MultiStepData)."
+            f"batched=True, but the inputs have batch sizes {sorted(sizes)}; expected "
+            "one batch size for all, at the front (behind the time axis of "
+            "MultiStepData)."
         )
     return sizes.pop()
 

@@ -9,7 +9,6 @@ from jaxtyping import PyTree
 from ._data import untag
 from ._model import Spec, shape_of, split_model
 
-
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
 
@@ -20,7 +19,9 @@ def check_options(vjp_method: Any, mixing_tails: Any, trace_dtype: Any) -> None:
             f'vjp_method is {vjp_method!r}; expected "single-step" or "multi-step".'
         )
     if mixing_tails not in ("now", "local"):
-        raise ValueError(f'mixing_tails is {mixing_tails!r}; expected "now" or "local".')
+        raise ValueError(
+            f'mixing_tails is {mixing_tails!r}; expected "now" or "local".'
+        )
     if trace_dtype is not None and not jnp.issubdtype(trace_dtype, jnp.inexact):
         raise TypeError(
             f"trace_dtype is {jnp.dtype(trace_dtype).name}; expected a floating-point "
@@ -47,7 +48,8 @@ def check_call(
     if Spec.of(params) != call.params:
         raise ValueError(
             "trace belongs to another model: the parameters' structure, shapes or "
-            "dtypes differ from those init(...) saw. Call init(...) again for this model."
+            "dtypes differ from those init(...) saw. Call init(...) again for this "
+            "model."
         )
     batch = 1 if algorithm.batched else 0
     _check_state("hidden", hidden, call.hidden, batch)
@@ -60,8 +62,9 @@ def _check_state(name: str, tree: PyTree, expected: Spec, batch: int) -> None:
     leaves, treedef = jax.tree.flatten(tree)
     if treedef != expected.treedef:
         raise ValueError(
-            f"{name} has the structure {treedef}, expected {expected.treedef}: it belongs "
-            "to another model. Pass the state that init(...) or the last update(...) gave."
+            f"{name} has the structure {treedef}, expected {expected.treedef}: it "
+            "belongs to another model. Pass the state that init(...) or the last "
+            "update(...) gave."
         )
     for where, x, e in zip(expected.names(), leaves, expected.leaves, strict=True):
         if jnp.ndim(x) != len(e.shape) + batch or jnp.shape(x)[batch:] != e.shape:
@@ -82,8 +85,8 @@ def _check_inputs(inputs: tuple[PyTree, ...], expected: Spec, batch: int) -> Non
     leaves, treedef = jax.tree.flatten(plain)
     if treedef != expected.treedef:
         raise ValueError(
-            f"the inputs have the structure {treedef}, expected {expected.treedef} as in "
-            "init(...): pass the same number of inputs, each of the same structure."
+            f"the inputs have the structure {treedef}, expected {expected.treedef} as "
+            "in init(...): pass the same number of inputs, each of the same structure."
         )
     for where, x, m, e in zip(
         expected.names(), leaves, jax.tree.leaves(multi), expected.leaves, strict=True
@@ -93,8 +96,9 @@ def _check_inputs(inputs: tuple[PyTree, ...], expected: Spec, batch: int) -> Non
         if x.ndim != len(e.shape) + lead or x.shape[lead:] != e.shape:
             shape = ", ".join([*axes, *map(str, e.shape)])
             raise ValueError(
-                f"inputs{where} has shape {x.shape}, expected ({shape}) as in init(...). "
-                "Check the batch axis (batched=True) and the time axis (MultiStepData)."
+                f"inputs{where} has shape {x.shape}, expected ({shape}) as in "
+                "init(...). Check the batch axis (batched=True) and the time axis "
+                "(MultiStepData)."
             )
         if x.dtype != e.dtype:
             raise TypeError(
@@ -115,4 +119,3 @@ def _check_batch(algorithm, hidden, other, inputs) -> None:
             f"hidden, other and inputs have batch sizes {sorted(sizes)}; expected one. "
             "Call init(...) again to change the batch size."
         )
-

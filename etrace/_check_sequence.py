@@ -1,5 +1,6 @@
 """What the sequence drivers check before anything is computed."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._data import as_arrays
-from ._model import shape_of
-
+from ._model import Spec, shape_of
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -54,15 +54,15 @@ def check_sequence(
     length = leaves[0].shape[0]
     if length == 0:
         raise ValueError(
-            f"inputs have shape {leaves[0].shape}: an empty sequence. Expected at least "
-            "one step on the leading axis."
+            f"inputs have shape {leaves[0].shape}: an empty sequence. Expected at "
+            "least one step on the leading axis."
         )
     for name, tree in (("inputs", inputs), ("targets", targets)):
         for x in jax.tree.leaves(tree):
             if x.ndim == 0 or x.shape[0] != length:
                 raise ValueError(
-                    f"{name} hold an array of shape {x.shape}, expected ({length}, ...): "
-                    f"the inputs have {length} steps. Time is the leading axis."
+                    f"{name} hold an array of shape {x.shape}, expected ({length}, "
+                    f"...): the inputs have {length} steps. Time is the leading axis."
                 )
     if mask is not None:
         _check_mask(algorithm, mask, leaves[0])
@@ -92,7 +92,14 @@ def check_loss(
     if sequence.mask is not None and sequence.mask.ndim == 2:
         strip = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
         outputs, targets = jax.tree.map(strip, (outputs, targets))
-    result = jax.eval_shape(loss_fn, outputs, targets)
+    _check_loss(loss_fn, has_aux, Spec.of(outputs), Spec.of(targets))
+
+
+@functools.lru_cache(maxsize=256)
+def _check_loss(
+    loss_fn: Callable[..., Any], has_aux: bool, outputs: Spec, targets: Spec
+) -> None:
+    result = jax.eval_shape(loss_fn, outputs.tree(), targets.tree())
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             f"loss_fn returned a {type(result).__name__}; with has_aux=True it must "
@@ -107,8 +114,8 @@ def check_loss(
         )
     if loss.shape != ():
         raise ValueError(
-            f"loss_fn returned {shape_of(loss)}; expected a scalar, the loss of one step."
-            " Reduce it, for example by jnp.mean."
+            f"loss_fn returned {shape_of(loss)}; expected a scalar, the loss of one "
+            "step. Reduce it, for example by jnp.mean."
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(

@@ -43,7 +43,9 @@ def _is_tag(node: Any) -> bool:
     return isinstance(node, Tag)
 
 
-def untag(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], int | None]:
+def untag(
+    inputs: tuple[Any, ...],
+) -> tuple[tuple[Any, ...], tuple[Any, ...], int | None]:
     """Takes the tags off.
 
     Returns the plain inputs, a tree of the same structure that says which leaves have
@@ -66,16 +68,16 @@ def untag(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], in
         for leaf in jax.tree.leaves(data) if is_multi else ():
             if leaf.ndim == 0:
                 raise ValueError(
-                    f"{name} is MultiStepData but holds an array of shape (), which has "
-                    "no time axis. Expected shape (k, ...): add a leading axis, or tag "
-                    "it SingleStepData."
+                    f"{name} is MultiStepData but holds an array of shape (), which "
+                    "has no time axis. Expected shape (k, ...): add a leading axis, or "
+                    "tag it SingleStepData."
                 )
             if length is None:
                 length, first = leaf.shape[0], name
             elif leaf.shape[0] != length:
                 raise ValueError(
-                    f"{name} is MultiStepData of {leaf.shape[0]} steps, but {first} has "
-                    f"{length}. Every MultiStepData of a call must have the same "
+                    f"{name} is MultiStepData of {leaf.shape[0]} steps, but {first} "
+                    f"has {length}. Every MultiStepData of a call must have the same "
                     "leading length."
                 )
         plain.append(data)

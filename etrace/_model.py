@@ -101,7 +101,9 @@ class Call:
     def hidden_mask(self) -> PyTree:
         """A tree of bools in the structure of the state."""
         missing = lambda x: x is None  # noqa: E731
-        return jax.tree.map(lambda h: h is not None, self.hidden.tree(), is_leaf=missing)
+        return jax.tree.map(
+            lambda h: h is not None, self.hidden.tree(), is_leaf=missing
+        )
 
     def check(self) -> None:
         """Raises if the model's step does not fit the protocol."""
@@ -119,8 +121,8 @@ class Call:
             raise ValueError(self._failed(error)) from error
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
-                "model(state, *inputs) must return a pair (outputs, state); it returned "
-                f"{_kind(result)}."
+                "model(state, *inputs) must return a pair (outputs, state); it "
+                f"returned {_kind(result)}."
             )
         old, new = eqx.combine(self.hidden.tree(), self.other.tree()), result[1]
         self._check_state(Spec.of(old), Spec.of(new))
@@ -134,24 +136,25 @@ class Call:
         return (
             "model(state, *inputs) failed for one step of one example with "
             f"{len(jax.tree.leaves(self.inputs.treedef.children()))} inputs of shapes "
-            f"{shapes}: {error}. The model is written per example: check the number and "
-            "the shapes of the inputs; a batch axis needs batched=True, a time axis "
-            "needs MultiStepData."
+            f"{shapes}: {error}. The model is written per example: check the number "
+            "and the shapes of the inputs; a batch axis needs batched=True, a time "
+            "axis needs MultiStepData."
         )
 
     def _check_state(self, old: Spec, new: Spec) -> None:
         if old.treedef != new.treedef:
             raise ValueError(
-                "model(state, *inputs) changed the structure of the state: init_state() "
-                f"gave {old.treedef}, the step returned {new.treedef}. A step must return "
-                "a state like the one it was given."
+                "model(state, *inputs) changed the structure of the state: "
+                f"init_state() gave {old.treedef}, the step returned {new.treedef}. A "
+                "step must return a state like the one it was given."
             )
         for name, a, b in zip(old.names(), old.leaves, new.leaves, strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise ValueError(
-                    f"model(state, *inputs) changed the state leaf {name or 'state'}: it was "
-                    f"{shape_of(a)}, the step returned {shape_of(b)}. A step must keep "
-                    "shapes and dtypes; fix init_state() or cast inside the step."
+                    f"model(state, *inputs) changed the state leaf {name or 'state'}: "
+                    f"it was {shape_of(a)}, the step returned {shape_of(b)}. A step "
+                    "must keep shapes and dtypes; fix init_state() or cast inside the "
+                    "step."
                 )
 
 
@@ -175,7 +178,8 @@ def check_model(model: Any) -> None:
     if not callable(getattr(model, "init_state", None)):
         raise TypeError(
             f"model, a {type(model).__name__}, has no method init_state(). Define "
-            "init_state(self) to return the state before the first step, for one example."
+            "init_state(self) to return the state before the first step, for one "
+            "example."
         )
     if not callable(model):
         raise TypeError(

@@ -5,7 +5,7 @@ end if `window` does not divide its length, and calls `update` once a window. Wh
 kept does not grow with the number of windows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -17,7 +17,6 @@ from jaxtyping import PyTree
 from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import Sequence, check_loss, check_sequence, check_window
 from ._data import MultiStepData
-
 
 LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
@@ -142,9 +141,7 @@ def _value_and_grad(kept, state):
 
     params = eqx.filter(algorithm.model, eqx.is_inexact_array)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    (grads, state), results = _over_windows(
-        step, (zeros, state), sequence, loss.window
-    )
+    (grads, state), results = _over_windows(step, (zeros, state), sequence, loss.window)
     values, aux = zip(*results, strict=True)
     value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
     return ((value, _along_time(aux)) if loss.has_aux else value), grads, state
@@ -291,7 +288,7 @@ def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int
     return carry, results
 
 
-def _along_time(results: list[PyTree]) -> PyTree:
+def _along_time(results: Iterable[PyTree]) -> PyTree:
     """Joins stacked results [windows, window, ...] along time."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     return jax.tree.map(lambda *xs: jnp.concatenate([*map(flat, xs)]), *results)

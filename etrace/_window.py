@@ -122,7 +122,9 @@ class Window(eqx.Module):
 
     # --------------------------------------------------------------------- cotangents
 
-    def spatial_gradients(self, cotangents: Any) -> tuple[PyTree, list, LearningSignals]:
+    def spatial_gradients(
+        self, cotangents: Any
+    ) -> tuple[PyTree, list, LearningSignals]:
         """Backpropagates through each step alone, its incoming state held.
 
         `cotangents` are those of (outputs [k, batch, ...], last hidden, last other).
@@ -169,9 +171,12 @@ class Window(eqx.Module):
 
     def _to_groups(self, hidden: PyTree) -> tuple[Array, ...]:
         """A cotangent of the hidden state, by group, with a time axis of one."""
+
         def one(leaves):
             # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
-            return Steps(self.graph).to_groups(split_complex([jnp.conj(x) for x in leaves]))
+            return Steps(self.graph).to_groups(
+                split_complex([jnp.conj(x) for x in leaves])
+            )
 
         return tuple(b[None] for b in jax.vmap(one)(jax.tree.leaves(hidden)))
 
@@ -182,13 +187,17 @@ class Window(eqx.Module):
         """The inputs, with their inexact leaves replaced."""
         leaves, treedef = jax.tree.flatten(self.inputs)
         replaced = iter(some)
-        return treedef.unflatten([next(replaced) if is_inexact(x) else x for x in leaves])
+        return treedef.unflatten(
+            [next(replaced) if is_inexact(x) else x for x in leaves]
+        )
 
     def _each(self, fun: Callable, extra: bool = False) -> Callable:
         return each_step(fun, self.inputs, self.multi, extra)
 
 
-def each_step(fun: Callable, inputs: PyTree, multi: Sequence[bool], extra: bool = False):
+def each_step(
+    fun: Callable, inputs: PyTree, multi: Sequence[bool], extra: bool = False
+):
     """Maps `fun(arguments, *extra)` of one step of one example over time and batch."""
     treedef = jax.tree.structure(inputs)
     in_time = treedef.unflatten([0 if m else None for m in multi])
@@ -209,8 +218,9 @@ def roll_out(graph: Graph, arguments: tuple, multi: Sequence[bool], length: int)
 
     def body(state, slices):
         now = [s if m else x for x, s, m in zip(leaves, slices, multi, strict=True)]
-        outputs, *new = step(params, consts, *state, treedef.unflatten(now))
-        return tuple(new), (outputs, state)
+        inputs = treedef.unflatten(now)
+        outputs, hidden, other = step(params, consts, *state, inputs)
+        return (hidden, other), (outputs, state)
 
     slices = [x if m else None for x, m in zip(leaves, multi, strict=True)]
     state, (outputs, before) = lax.scan(
@@ -228,5 +238,5 @@ def is_inexact(x: Any) -> bool:
 
 
 def inexact(tree: PyTree) -> list[Array]:
-    """The leaves a gradient flows through (of cotangents: those that are not float0)."""
+    """The leaves a gradient flows through (float0 cotangents are none)."""
     return [x for x in jax.tree.leaves(tree) if is_inexact(x)]

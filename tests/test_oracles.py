@@ -91,6 +91,28 @@ def test_every_readout(readout):
     close(problem.dense()[1], problem.bptt()[1])
 
 
+def test_a_local_encoder_is_traced():
+    spec = NetSpec((LayerSpec("mingru", form="elementwise"),), encoder=True)
+    problem = make_problem(spec, length=4)
+    assert problem.exact
+    close(problem.dense()[1], problem.bptt()[1])
+    layers = (LayerSpec("mingru"),)
+    problem = make_problem(NetSpec(layers, encoder=True), length=4)
+    dense, now = problem.dense()[1], problem.truncated(window=1)[1]
+    close(dense.encoder, now.encoder)
+    assert not problem.exact
+
+
+@pytest.mark.parametrize("kind", ["complex_lru", "alif"])
+def test_single_precision(kind):
+    spec = NetSpec((LayerSpec("gru"), LayerSpec(kind)), counter=True)
+    problem = make_problem(spec, length=4, dtype="float32", random_state=True)
+    results = [problem.bptt(), problem.dense(vjp_method="multi-step", window=4)]
+    for leaf in jax.tree.leaves((*results, problem.truncated(), problem.dense())):
+        assert leaf.dtype == jnp.float32
+    close(*results, 1e-5)
+
+
 def test_the_last_of_two_local_layers_is_exact():
     spec = NetSpec((LayerSpec("lru"), LayerSpec("indrnn")))
     problem = make_problem(spec, length=6)
@@ -464,7 +486,7 @@ def test_the_oracles_do_not_need_hypothesis():
 
 
 @hypothesis.given(problem=oracles.problems())
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 def test_drawn_problems_obey_the_laws(problem):
     fresh_caches(4)
     exact = problem.bptt()[1]
@@ -481,7 +503,7 @@ def test_the_past_contributes_to_most_drawn_problems():
 
     @hypothesis.given(problem=oracles.problems(lengths=st.just(5)))
     @hypothesis.settings(
-        max_examples=15, derandomize=True, phases=[hypothesis.Phase.generate]
+        max_examples=8, derandomize=True, phases=[hypothesis.Phase.generate]
     )
     def collect(problem):
         fresh_caches(4)
@@ -499,6 +521,7 @@ def test_drawn_windows_and_masks_fit(data, length):
 
 
 @hypothesis.given(spec=oracles.net_specs())
+@hypothesis.settings(max_examples=20)
 def test_drawn_specifications_are_consistent(spec):
     spec.check()
     model = oracles.RandomNet(spec)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from .._model import Call, join_complex, split_complex
+from .._model import Call, Spec, join_complex, split_complex
 from ._positions import (
     BLOCKED,
     MIXED,
@@ -27,7 +27,6 @@ from ._positions import (
 from ._primitives import Kind, Primitives
 from ._program import Edge, Program, Var, trace_program
 from ._sites import Site, make_site
-
 
 MixingTails = Literal["now", "local"]
 
@@ -63,7 +62,7 @@ class Graph:
     """See the module's docstring. Static: it may sit in the structure of a pytree."""
 
     call: Call
-    outputs: Any  # tree structure of the model's outputs
+    outputs: Spec  # of the model's outputs
     program: Program
     primitives: Primitives
     positions: Positions
@@ -106,10 +105,13 @@ def analyse(
     - `remember_all`: whether traces hold every component they reach, or only those
         that a position-local path reads one step later.
     """
+    call.check()
     program = _trace(call)
     arguments = _split(program.inputs, _argument_sizes(call))
     known = {
-        v: c for v, c in zip(arguments["consts"], constants, strict=True) if c is not None
+        v: c
+        for v, c in zip(arguments["consts"], constants, strict=True)
+        if c is not None
     }
     primitives = Primitives(program, known)
     old = arguments["hidden"]
@@ -126,7 +128,7 @@ def analyse(
     outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
     return Graph(
         call,
-        jax.tree.structure(outputs),
+        Spec.of(outputs),
         program,
         primitives,
         positions,
@@ -144,7 +146,8 @@ def _argument_sizes(call: Call) -> dict[str, int]:
     return {
         "params": len(call.params.leaves),
         "consts": len(call.consts.leaves),
-        "hidden": len(hidden) + sum(np.issubdtype(x.dtype, np.complexfloating) for x in hidden),
+        "hidden": len(hidden)
+        + sum(np.issubdtype(x.dtype, np.complexfloating) for x in hidden),
         "other": len(call.other.leaves),
         "inputs": len(call.inputs.leaves),
     }
@@ -163,7 +166,7 @@ def _trace(call: Call) -> Program:
     specs = call.specs
 
     def flat_step(*leaves):
-        parts = _split(leaves, _argument_sizes(call))
+        parts: dict[str, Any] = _split(leaves, _argument_sizes(call))
         parts["hidden"] = join_complex(parts["hidden"], call.hidden.leaves)
         trees = [s.treedef.unflatten(p) for s, p in zip(specs, parts.values())]
         outputs, hidden, other = call.step(*trees)
@@ -277,7 +280,9 @@ class _SiteFinder:
             return
         name = self.primitives.program.equations[edge[0]].name
         if site is None:
-            self._record(edge, weight, None, "now", f"{name} is not a traceable operation")
+            self._record(
+                edge, weight, None, "now", f"{name} is not a traceable operation"
+            )
             return
         total, traced, reasons = 0, 0, set()
         found = []
@@ -304,7 +309,9 @@ class _SiteFinder:
         self.found += found
         self.sites.append(site)
         status = "partly" if reasons else "traced"
-        reason = f"{traced} of {total} elements; " + "; ".join(reasons) if reasons else ""
+        reason = (
+            f"{traced} of {total} elements; " + "; ".join(reasons) if reasons else ""
+        )
         if self.local and self._has_mixing_tail(edge, site):
             reason = "the local part of a mixing tail (mixing_tails='local')"
         self._record(edge, weight, len(self.sites) - 1, status, reason)

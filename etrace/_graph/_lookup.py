@@ -9,6 +9,7 @@ import numpy as np
 
 from .._model import Call, split_model
 from ._graph import Graph, MixingTails, analyse
+from ._primitives import concrete
 from ._report import untraced
 
 
@@ -47,11 +48,8 @@ def graph_of(
 
 
 def _known(x) -> _Known | None:
-    if isinstance(x, jax.core.Tracer) or jax.dtypes.issubdtype(
-        x.dtype, jax.dtypes.extended
-    ):
-        return None
-    return _Known(np.asarray(x))
+    value = concrete(x)
+    return None if value is None else _Known(value)
 
 
 @functools.lru_cache(maxsize=256)

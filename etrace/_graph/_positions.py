@@ -14,7 +14,6 @@ import numpy as np
 from ._primitives import NOTHING, Kind, Primitives
 from ._program import Edge, Var
 
-
 UNSET = -1  # belongs to no position
 MIXED = -2  # flows into several positions
 BLOCKED = -3  # flows into the state through a mixing operation
@@ -46,6 +45,7 @@ class Positions:
     forward: Labels  # global position of every value that is local to the old state
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
+    moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
     exits: dict[Edge, np.ndarray]  # elements that leave into open operations
     closed: tuple[Edge, ...]  # local values that enter the group's own recurrence
 
@@ -81,7 +81,9 @@ def find_positions(
             break
         partition.merge(*pairs)
     closed, exits = walk.leave()
-    return Positions(groups, walk.labels, backward, walk.cuts, exits, closed)
+    moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
+    moved = {leaf: m for leaf, m in moved.items() if m.any()}
+    return Positions(groups, walk.labels, backward, walk.cuts, moved, exits, closed)
 
 
 class _Partition:
@@ -313,18 +315,22 @@ class _ForwardWalk:
                 self.cuts[i, j] = cut
         return np.where(conflict, kept, result)
 
-    def arrivals(self, partition: _Partition, new: Sequence[Var]):
-        """A leaf whose new value is local to another leaf belongs to its group."""
+    def arrived(self, new: Sequence[Var]):
+        """Per new leaf that is local to the old state: (leaf, labels, own labels)."""
         for g in self.groups:
             for leaf, positions in zip(g.leaves, g.positions):
                 label = self.labels.get(new[leaf])
-                if label is None:
-                    continue
-                own = g.offset + positions.reshape(label.shape)
-                other = (label >= 0) & (label != own)
-                pairs = partition.mergeable(label[other], own[other])
-                if pairs is not None:
-                    return pairs
+                if label is not None:
+                    own = g.offset + positions.reshape(label.shape)
+                    yield leaf, label, np.where(label >= 0, own, UNSET)
+
+    def arrivals(self, partition: _Partition, new: Sequence[Var]):
+        """A leaf whose new value is local to another leaf belongs to its group."""
+        for _, label, own in self.arrived(new):
+            other = label != own
+            pairs = partition.mergeable(label[other], own[other])
+            if pairs is not None:
+                return pairs
         return None
 
     def leave(self) -> tuple[tuple[Edge, ...], dict[Edge, np.ndarray]]:

@@ -11,10 +11,12 @@ Anything unknown mixes, which costs credit but never correctness.
 import enum
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ._program import Equation, Program, Var
 
@@ -65,7 +67,7 @@ class Primitives:
     def __init__(self, program: Program, known: Mapping[Var, np.ndarray] | None = None):
         self.program = program
         self._known: dict[Var, np.ndarray | None] = {
-            v: _concrete(c) for v, c in program.constants.items()
+            v: concrete(c) for v, c in program.constants.items()
         }
         self._known.update(known or {})
         self._producer = {v: e for e in program.equations for v in e.outputs}
@@ -81,7 +83,7 @@ class Primitives:
             else:
                 with jax.ensure_compile_time_eval():
                     results = equation.fun(*map(jnp.asarray, values))
-                self._known.update(zip(equation.outputs, map(_concrete, results)))
+                self._known.update(zip(equation.outputs, map(concrete, results)))
         return self._known[var]
 
     def _classify(self, equation: Equation) -> Kind:
@@ -124,14 +126,10 @@ class Primitives:
         return tuple(np.maximum(np.asarray(m), NOTHING) for m in moved)
 
 
-def _concrete(value) -> np.ndarray | None:
-    if isinstance(value, jax.core.Tracer) or not _is_plain(value):
-        return None
-    return np.asarray(value)
-
-
-def _is_plain(value) -> bool:
-    return not jnp.issubdtype(jax.dtypes.result_type(value), jax.dtypes.extended)
+def concrete(value: Any) -> np.ndarray | None:
+    """The value, unless it is being traced or is of an opaque type (a PRNG key)."""
+    opaque = jnp.issubdtype(jax.dtypes.result_type(value), jax.dtypes.extended)
+    return None if isinstance(value, Tracer) or opaque else np.asarray(value)
 
 
 def _is_elementwise(equation: Equation) -> bool:

@@ -15,7 +15,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
+from jax.core import Tracer
 
 MAX_UNROLLED_SCAN = 32
 
@@ -123,10 +123,15 @@ class _Builder:
 
     def _read(self, env: dict, atom) -> Var:
         if isinstance(atom, jex.core.Literal):
-            return self.constant(np.asarray(atom.val, dtype=atom.aval.dtype))
+            return self.constant(np.asarray(atom.val, dtype=_var(atom.aval).dtype))
         return env[atom]
 
     def constant(self, value: Any) -> Var:
+        if isinstance(value, Tracer):
+            raise TypeError(
+                f"the model closes over {value!r}, a value of an enclosing jax "
+                "transformation. Make it a field of the model, or an input."
+            )
         var = Var(tuple(np.shape(value)), jax.dtypes.result_type(value))
         self.constants[var] = value
         return var
@@ -158,7 +163,9 @@ class _Builder:
 
     def append(self, name: str, fun: Callable, inputs: Sequence[Var], source: str):
         """Appends an equation that no primitive of the user's function stands for."""
-        out = jax.eval_shape(fun, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs))
+        out = jax.eval_shape(
+            fun, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs)
+        )
         output = Var(out.shape, out.dtype)
         equation = Equation(
             name, lambda *args: [fun(*args)], tuple(inputs), (output,), {}, source
@@ -191,7 +198,9 @@ class _Builder:
         # The operands are (constants, carry, xs), the results (carry, ys); xs and ys
         # are those that lose their leading axis inside.
         n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
-        n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
+        n_carry = sum(
+            v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals)
+        )
         n_consts = len(read) - n_xs - n_carry
         consts = read[:n_consts]
         carry = read[n_consts : n_consts + n_carry]
@@ -209,7 +218,7 @@ class _Builder:
         return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
 
 
-def _var(aval) -> Var:
+def _var(aval: Any) -> Var:
     return Var(tuple(aval.shape), aval.dtype)
 
 
@@ -237,7 +246,6 @@ def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
         invars=operands,
         outvars=list(eqn.outvars),
         eqns=[eqn.replace(invars=operands)],
-        debug_info=None,
     )
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
 

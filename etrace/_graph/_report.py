@@ -73,7 +73,9 @@ class Report:
             primitive, source = e.name, _short(e.source)
             operands = " ".join(_shape(v.shape) for v in e.inputs)
             shapes = f"{operands} → {_shape(e.outputs[0].shape)}"
-        per_trace = isinstance(self.trace, tuple) and len(self.trace) == len(graph.traces)
+        per_trace = isinstance(self.trace, tuple) and len(self.trace) == len(
+            graph.traces
+        )
         size = sum(_nbytes(self.trace[t]) for t in traces) if per_trace else 0
         for n, p in enumerate(occurrence.parameters):
             yield Row(
@@ -89,12 +91,18 @@ class Report:
             )
 
     def __str__(self) -> str:
-        parts = [f"{self.name}: {human_bytes(self.nbytes)} of traces for batch {self.batch}"]
+        parts = [
+            f"{self.name}: {human_bytes(self.nbytes)} of traces for batch {self.batch}"
+        ]
         parts += ["", "Parameters", *self._parameter_table()]
         parts += ["", "Hidden groups", *self._group_table()]
         cuts = self._cut_lines()
         if cuts:
-            parts += ["", "Cut (recurrence that no trace follows)", *cuts]
+            parts += [
+                "",
+                "Cut (paths from the state to itself that no trace follows)",
+                *cuts,
+            ]
         return "\n".join(parts)
 
     __repr__ = __str__
@@ -145,6 +153,12 @@ class Report:
             "elements meet at another position than their own"
             for (i, _), mask in positions.cuts.items()
         ]
+        names = real_names(self.graph)
+        lines += [
+            f"  {names[leaf]}: {mask.sum()} elements of its new value come from "
+            "another position (moved, such as in a delay line)"
+            for leaf, mask in positions.moved.items()
+        ]
         return list(dict.fromkeys(lines))
 
 
@@ -181,18 +195,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     kept = [c for c in range(len(head)) if any(row[c] for row in rows)]
     grid = [[line[c] for c in kept] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*grid)]
-    lines = ["  ".join(x.ljust(w) for x, w in zip(line, widths)).rstrip() for line in grid]
+    lines = [
+        "  ".join(x.ljust(w) for x, w in zip(line, widths)).rstrip() for line in grid
+    ]
     return [f"  {lines[0]}", f"  {'-' * max(map(len, lines))}"] + [
         f"  {line}" for line in lines[1:]
     ]
 
 
 def human_bytes(n: int) -> str:
+    size = float(n)
     for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n = n / 1000
-    return f"{n:.3g} GB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
 
 
 def _nbytes(x: Any) -> int:

@@ -80,7 +80,7 @@ class Steps:
         cut = len(leaves) - n_other
         hidden = join_complex(leaves[cut - n_hidden : cut], call.hidden.leaves)
         return (
-            graph.outputs.unflatten(leaves[: cut - n_hidden]),
+            graph.outputs.treedef.unflatten(leaves[: cut - n_hidden]),
             call.hidden.treedef.unflatten(hidden),
             call.other.treedef.unflatten(leaves[cut:]),
         )
@@ -128,9 +128,9 @@ class Steps:
     def boundary(self, arguments: Arguments, spatial: Sequence[Array]) -> tuple:
         """Pulls the cotangents at the exits back to the old state, per group [S, P].
 
-        DESIGN of the boundary signal: with gradients stopped in the group's own
-        recurrence and open everywhere else, all that leaves a group leaves it through
-        its exits, and gets there by position-local paths.
+        With gradients stopped in a group's own recurrence and open everywhere else, all
+        that leaves the group leaves it through its exits, and gets there by
+        position-local paths.
         """
         graph = self.graph
         env = run(graph.program, self._bind(arguments))
@@ -146,14 +146,16 @@ class Steps:
             ]
 
         _, pull = jax.vjp(leaving, hidden)
-        masked = [s * jnp.asarray(m, s.dtype) for s, m in zip(spatial, masks.values())]
+        masked = [jnp.where(m, s, 0) for s, m in zip(spatial, masks.values())]
         (cotangents,) = pull(masked)
         return self.to_groups(cotangents)
 
     def to_groups(self, leaves: Sequence[Array]) -> tuple[Array, ...]:
         """Arranges arrays like the hidden leaves by group, [S, P]."""
         return tuple(
-            jnp.stack([place(leaves[k], p, g.size) for k, p in zip(g.leaves, g.positions)])
+            jnp.stack(
+                [place(leaves[k], p, g.size) for k, p in zip(g.leaves, g.positions)]
+            )
             for g in self.graph.positions.groups
         )
 
@@ -205,14 +207,13 @@ class Steps:
             for s in spec.components
         ]
         if not parts:
-            like = jax.ShapeDtypeStruct(spec.positions.shape, jnp.float32)
-            return jnp.zeros((0, *spec.positions.shape), _site_dtype(site) or like.dtype)
+            return jnp.zeros((0, *spec.positions.shape), site.weight.dtype)
         f = jnp.stack(parts)
         if (spec.positions == UNSET).any():
             f = jnp.where(spec.positions == UNSET, 0, f)
         return f
 
-    # ------------------------------------------------------------------ static structure
+    # ----------------------------------------------------------------- static structure
 
     @functools.cached_property
     def _exits(self) -> tuple[Edge, ...]:
@@ -246,7 +247,9 @@ class Steps:
         region = []
         for i, e in enumerate(equations):
             local = graph.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
-            enters = any(v in active or (i, j) in direct for j, v in enumerate(e.inputs))
+            enters = any(
+                v in active or (i, j) in direct for j, v in enumerate(e.inputs)
+            )
             if local and enters:
                 region.append(i)
                 active.update(e.outputs)
@@ -264,7 +267,9 @@ class Steps:
 
         Two leaves clash if they share a group, or if one site flows into both.
         """
-        group = {k: g for g, x in enumerate(self.graph.positions.groups) for k in x.leaves}
+        group = {
+            k: g for g, x in enumerate(self.graph.positions.groups) for k in x.leaves
+        }
         shared: dict[int, set[int]] = {}
         for t in self.graph.traces:
             shared.setdefault(t.site, set()).add(t.group)
@@ -282,10 +287,6 @@ class Steps:
             else:
                 passes.append([leaf])
         return tuple(map(tuple, passes))
-
-
-def _site_dtype(site):
-    return site.weight.dtype
 
 
 def place(values: Array, positions: np.ndarray, size: int) -> Array:

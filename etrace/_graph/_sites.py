@@ -152,12 +152,17 @@ def _conv(equation: Equation, j: int) -> LinearForm | None:
 
 def _gather(equation: Equation, j: int) -> LinearForm | None:
     """Rows of a table, as a product with one-hot vectors."""
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    numbers, sizes = (
+        equation.params["dimension_numbers"],
+        equation.params["slice_sizes"],
+    )
     weight = equation.inputs[0]
     if j != 0 or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
         return None
     (axis,) = numbers.start_index_map
-    whole = all(s == n for d, (s, n) in enumerate(zip(sizes, weight.shape)) if d != axis)
+    whole = all(
+        s == n for d, (s, n) in enumerate(zip(sizes, weight.shape)) if d != axis
+    )
     if not whole or sizes[axis] != 1:
         return None
     kept = axis not in numbers.collapsed_slice_dims

@@ -67,7 +67,7 @@ class Problem:
         return self._call(dense_reference, {**facts, **options})
 
     def past_share(self) -> float:
-        """How much of the single-step gradient the past makes up, between 0 and 1.
+        """How much of the single-step gradient the past makes up.
 
         The distance of the dense reference from the instantaneous gradient: where it
         vanishes, an agreement of gradients says nothing about a trace.
