@@ -1,11 +1,15 @@
 """Online learning by eligibility traces, for recurrent and spiking networks in JAX."""
 
-from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm
+from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm, Trace as Trace
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData
-from ._graph import UntracedParameterWarning as UntracedParameterWarning
+from ._graph import (
+    Report as Report,
+    UntracedParameterWarning as UntracedParameterWarning,
+)
 from ._rules import DRTRL as DRTRL
 from ._sequence import (
     evolve as evolve,
     learn as learn,
     value_and_grad as value_and_grad,
 )
+from ._window import LearningSignals as LearningSignals, Window as Window

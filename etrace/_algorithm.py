@@ -57,7 +57,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         the way to the state: `"now"` gives them their instantaneous gradient and says
         so, `"local"` traces the position-local part of the derivative.
 
-    A rule overrides four hooks: `_solve_weight_gradients`, `_update_etrace_data`,
+    A rule overrides up to four hooks: `_solve_weight_gradients` and
+    `_update_etrace_data`, and, if it stores anything but one array per trace,
     `_get_etrace_data` and `_assign_etrace_data`.
     """
 
@@ -241,7 +242,7 @@ class ETraceVjpAlgorithm(eqx.Module):
             past = self._solve_weight_gradients(data, window, signals)
         else:
             now, inputs, signals = window.backpropagate(spatial)
-            past = self._solve_weight_gradients(data, window.first(), signals)
+            past = self._solve_weight_gradients(data, window.part(0, 1), signals)
         params = jax.tree.map(jnp.add, now, past)
         return (
             params,
@@ -280,13 +281,17 @@ class ETraceVjpAlgorithm(eqx.Module):
     def _update_etrace_data(self, data: PyTree, window: Window) -> PyTree:
         """The trace after the window."""
 
-    @abc.abstractmethod
     def _get_etrace_data(self, trace: Trace) -> PyTree:
-        """What the rule works on, from what is stored."""
+        """What the rule works on, from what is stored: arrays with a batch axis."""
+        return jax.tree.map(lambda e: e if self.batched else e[None], trace.data)
 
-    @abc.abstractmethod
     def _assign_etrace_data(self, trace: Trace, data: PyTree) -> Trace:
         """What is stored, from what the rule works on; same shapes as in `trace`."""
+
+        def store(old, new):
+            return (new if self.batched else new[0]).astype(old.dtype)
+
+        return Trace(jax.tree.map(store, trace.data, data), trace.graph)
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         """What is stored before the first step: zeros, one array per trace."""

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._data import untag
-from ._model import Spec, shape_of, split_model
+from ._graph import Graph
+from ._model import Call, Spec, Static, kind_of, shape_of, split_model
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -22,9 +24,15 @@ def check_options(vjp_method: Any, mixing_tails: Any, trace_dtype: Any) -> None:
         raise ValueError(
             f'mixing_tails is {mixing_tails!r}; expected "now" or "local".'
         )
-    if trace_dtype is not None and not jnp.issubdtype(trace_dtype, jnp.inexact):
+    if trace_dtype is None:
+        return
+    try:
+        dtype = jnp.dtype(trace_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(
-            f"trace_dtype is {jnp.dtype(trace_dtype).name}; expected a floating-point "
+            f"trace_dtype is {dtype or repr(trace_dtype)}; expected a floating-point "
             "dtype, such as jnp.bfloat16, or None to store traces as computed."
         )
 
@@ -38,39 +46,60 @@ def check_call(
 ) -> None:
     """Raises unless state and inputs are what `init` led to expect."""
     graph = getattr(trace, "graph", None)
-    if graph is None:
+    if not isinstance(graph, Graph):
         raise TypeError(
-            f"trace is a {type(trace).__name__}; expected the third part of the state "
-            "that init(...) or update(...) returned: (hidden, other, trace)."
+            f"trace is {kind_of(trace)}; expected the third part of the state that "
+            "init(...) or update(...) returned. Pass its parts in order: "
+            "update(hidden, other, trace, *inputs)."
         )
     call = graph.call
-    params, _, _ = split_model(algorithm.model)
-    if Spec.of(params) != call.params:
-        raise ValueError(
-            "trace belongs to another model: the parameters' structure, shapes or "
-            "dtypes differ from those init(...) saw. Call init(...) again for this "
-            "model."
-        )
+    _check_model(algorithm.model, call)
     batch = 1 if algorithm.batched else 0
     _check_state("hidden", hidden, call.hidden, batch)
     _check_state("other", other, call.other, batch)
     _check_inputs(inputs, call.inputs, batch)
     _check_batch(algorithm, hidden, other, inputs)
+    _check_trace(algorithm, graph, trace.data, hidden)
+
+
+def _check_model(model: eqx.Module, call: Call) -> None:
+    """Raises unless `model` is, but for its numbers, the one that `call` is of."""
+    params, consts, static = split_model(model)
+    for now, then in ((Spec.of(params), call.params), (Spec.of(consts), call.consts)):
+        if now.treedef != then.treedef:
+            difference = f"of another class or structure, {then} instead of {now}"
+        else:
+            difference = ", ".join(
+                f"with {name} {shape_of(a)} instead of {shape_of(b)}"
+                for name, a, b in zip(then.names(), then.leaves, now.leaves)
+                if a != b
+            )
+        if difference:
+            raise ValueError(
+                f"trace belongs to another model: one {difference}. Pass a state that "
+                "init(...) made for this model."
+            )
+    pairs = zip(Static.of(static).leaves, call.static.leaves, strict=True)
+    for now, then in pairs:
+        if now is not then and not now == then:
+            raise ValueError(
+                f"trace belongs to another model: one that holds {then!r} where this "
+                f"one holds {now!r}. Pass a state that init(...) made for this model."
+            )
 
 
 def _check_state(name: str, tree: PyTree, expected: Spec, batch: int) -> None:
     leaves, treedef = jax.tree.flatten(tree)
     if treedef != expected.treedef:
         raise ValueError(
-            f"{name} has the structure {treedef}, expected {expected.treedef}: it "
-            "belongs to another model. Pass the state that init(...) or the last "
-            "update(...) gave."
+            f"{name} is {_outline(tree)}, expected {expected}. Does it belong to "
+            "another model? Pass the state that init(...) or the last update(...) gave."
         )
     for where, x, e in zip(expected.names(), leaves, expected.leaves, strict=True):
         if jnp.ndim(x) != len(e.shape) + batch or jnp.shape(x)[batch:] != e.shape:
-            front = "(batch, ...) + " if batch else ""
             raise ValueError(
-                f"{name}{where} has shape {jnp.shape(x)}, expected {front}{e.shape}. "
+                f"{name}{where} has shape {jnp.shape(x)}, expected "
+                f"{_axes(['batch'] * batch, e)} with batched={bool(batch)}. "
                 "Pass the state that init(...) or the last update(...) gave."
             )
         if jax.dtypes.result_type(x) != e.dtype:
@@ -80,13 +109,24 @@ def _check_state(name: str, tree: PyTree, expected: Spec, batch: int) -> None:
             )
 
 
+def _outline(tree: PyTree) -> str:
+    """A pytree, with shapes and dtypes for its arrays."""
+    return eqx.tree_pformat(tree, width=200)
+
+
+def _axes(lead: list[str], expected: jax.ShapeDtypeStruct) -> str:
+    """`(k, batch, 3)`, as a shape is written."""
+    names = [*lead, *map(str, expected.shape)]
+    return f"({', '.join(names)}{',' * (len(names) == 1)})"
+
+
 def _check_inputs(inputs: tuple[PyTree, ...], expected: Spec, batch: int) -> None:
     plain, multi, _ = untag(inputs)
     leaves, treedef = jax.tree.flatten(plain)
     if treedef != expected.treedef:
         raise ValueError(
-            f"the inputs have the structure {treedef}, expected {expected.treedef} as "
-            "in init(...): pass the same number of inputs, each of the same structure."
+            f"inputs are {_outline(plain)}, expected {expected} as in init(...): pass "
+            "the same number of inputs, each of the same structure."
         )
     for where, x, m, e in zip(
         expected.names(), leaves, jax.tree.leaves(multi), expected.leaves, strict=True
@@ -94,11 +134,10 @@ def _check_inputs(inputs: tuple[PyTree, ...], expected: Spec, batch: int) -> Non
         axes = ["k"] * m + ["batch"] * batch
         lead = len(axes)
         if x.ndim != len(e.shape) + lead or x.shape[lead:] != e.shape:
-            shape = ", ".join([*axes, *map(str, e.shape)])
             raise ValueError(
-                f"inputs{where} has shape {x.shape}, expected ({shape}) as in "
-                "init(...). Check the batch axis (batched=True) and the time axis "
-                "(MultiStepData)."
+                f"inputs{where} has shape {x.shape}, expected {_axes(axes, e)} as in "
+                f"init(...). A batch axis needs batched=True (it is {bool(batch)}), a "
+                f"time axis needs MultiStepData (it is {'' if m else 'not '}tagged so)."
             )
         if x.dtype != e.dtype:
             raise TypeError(
@@ -116,6 +155,46 @@ def _check_batch(algorithm, hidden, other, inputs) -> None:
     sizes |= {x.shape[int(m)] for x, m in zip(jax.tree.leaves(plain), flags)}
     if len(sizes) > 1:
         raise ValueError(
-            f"hidden, other and inputs have batch sizes {sorted(sizes)}; expected one. "
-            "Call init(...) again to change the batch size."
+            f"hidden, other and inputs have batch sizes {sorted(sizes)}; expected one "
+            "for all. Call init(...) again to change the batch size; tag time-major "
+            "inputs (time, batch, ...) as MultiStepData."
         )
+
+
+# What a rule stores, by everything it may depend on.
+_stored: dict[tuple[Any, ...], Spec] = {}
+
+
+def _check_trace(
+    algorithm: "ETraceVjpAlgorithm", graph: Graph, data: PyTree, hidden: PyTree
+) -> None:
+    """Raises unless `data` is what this algorithm stores for this graph."""
+    batch = jax.tree.leaves(hidden)[0].shape[0] if algorithm.batched else None
+    expected = _expected_trace(algorithm, graph, batch)
+    if Spec.of(data) != expected:
+        raise ValueError(
+            f"trace holds {_outline(data)}, expected {expected} for batched="
+            f"{algorithm.batched}, trace_dtype={algorithm.trace_dtype} and the other "
+            f"options of {algorithm.name}: it was made by another algorithm. Pass the "
+            "state that init(...) of this one gave."
+        )
+
+
+def _expected_trace(
+    algorithm: "ETraceVjpAlgorithm", graph: Graph, batch: int | None
+) -> Spec:
+    options = {k: v for k, v in vars(algorithm).items() if k != "model"}
+    options = jax.tree.map(lambda x: shape_of(x) if eqx.is_array(x) else x, options)
+    key = (type(algorithm), Static.of(options), graph, batch)
+    compute = lambda: Spec.of(  # noqa: E731
+        jax.eval_shape(lambda: algorithm._init_etrace_data(graph, batch))
+    )
+    try:
+        hash(key)
+    except TypeError:  # an option that cannot be hashed
+        return compute()
+    if key not in _stored:
+        if len(_stored) >= 256:
+            _stored.clear()
+        _stored[key] = compute()
+    return _stored[key]

@@ -2,18 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._data import as_arrays
-from ._model import Spec, shape_of
-
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
+from ._algorithm import ETraceVjpAlgorithm
+from ._data import Tag, as_arrays
+from ._model import Spec, kind_of, shape_of
 
 
 class Sequence(eqx.Module):
@@ -39,11 +37,22 @@ def check_window(window: Any, reduction: Any) -> None:
 
 
 def check_sequence(
-    algorithm: "ETraceVjpAlgorithm", inputs: PyTree, targets: PyTree, mask: Any
+    algorithm: Any, inputs: PyTree, targets: PyTree, mask: Any
 ) -> Sequence:
     """The sequence, as arrays; raises unless all its parts are equally long."""
+    if not isinstance(algorithm, ETraceVjpAlgorithm):
+        raise TypeError(
+            f"algorithm is {kind_of(algorithm)}; expected a learning rule around a "
+            "model, such as etrace.DRTRL(model)."
+        )
+    is_tag = lambda x: isinstance(x, Tag)  # noqa: E731
+    if any(map(is_tag, jax.tree.leaves(inputs, is_leaf=is_tag))):
+        raise ValueError(
+            "inputs hold a data tag; expected plain time-major arrays. Take off "
+            "SingleStepData and MultiStepData: the driver cuts the sequence itself."
+        )
     inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,))
-    targets, mask = as_arrays((targets, mask))
+    targets, mask = as_arrays(targets, "targets"), as_arrays(mask, "mask")
     leaves = jax.tree.leaves(inputs)
     if not leaves or any(x.ndim == 0 for x in leaves):
         shapes = [x.shape for x in leaves]
@@ -66,10 +75,11 @@ def check_sequence(
                 )
     if mask is not None:
         _check_mask(algorithm, mask, leaves[0])
+        _check_targets(mask, targets)
     return Sequence(inputs, targets, mask)
 
 
-def _check_mask(algorithm: "ETraceVjpAlgorithm", mask: Array, data: Array) -> None:
+def _check_mask(algorithm: ETraceVjpAlgorithm, mask: Array, data: Array) -> None:
     allowed = [data.shape[:1]] + ([data.shape[:2]] if algorithm.batched else [])
     if mask.shape not in allowed:
         expected = " or ".join(map(str, allowed))
@@ -79,13 +89,30 @@ def _check_mask(algorithm: "ETraceVjpAlgorithm", mask: Array, data: Array) -> No
         )
 
 
+def _check_targets(mask: Array, targets: PyTree) -> None:
+    """With a mask per example, the loss is given the targets of one example."""
+    for x in jax.tree.leaves(targets):
+        if x.shape[: mask.ndim] != mask.shape:
+            raise ValueError(
+                f"targets hold an array of shape {x.shape}, expected ({mask.shape[0]}, "
+                f"{mask.shape[1]}, ...): with a mask of shape {mask.shape} the loss is "
+                "taken example by example. Give targets a batch axis behind time."
+            )
+
+
 def check_loss(
-    algorithm: "ETraceVjpAlgorithm",
+    algorithm: ETraceVjpAlgorithm,
     sequence: Sequence,
     loss_fn: Callable[..., Any],
     has_aux: bool,
 ) -> None:
     """Raises unless the loss of one step is a real scalar."""
+    if not callable(loss_fn) or not _hashable(loss_fn):
+        raise TypeError(
+            f"loss_fn is {kind_of(loss_fn)}; expected a hashable function "
+            "loss_fn(outputs_t, targets_t) -> scalar. Put arrays it needs into the "
+            "targets, and what is learnt into the model."
+        )
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
     outputs = algorithm.outputs(*first(sequence.inputs))
     targets = first(sequence.targets)
@@ -95,22 +122,39 @@ def check_loss(
     _check_loss(loss_fn, has_aux, Spec.of(outputs), Spec.of(targets))
 
 
+def _hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
 @functools.lru_cache(maxsize=256)
 def _check_loss(
     loss_fn: Callable[..., Any], has_aux: bool, outputs: Spec, targets: Spec
 ) -> None:
-    result = jax.eval_shape(loss_fn, outputs.tree(), targets.tree())
+    try:
+        result = jax.eval_shape(loss_fn, outputs.tree(), targets.tree())
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"loss_fn(outputs_t, targets_t) failed for the outputs {outputs} and the "
+            f"targets {targets} of one step: {str(error).rstrip('.')}. Check that the "
+            "targets are what the loss expects; time is taken off, a batch axis is not "
+            "(it is, with a mask for every example)."
+        ) from error
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
-            f"loss_fn returned a {type(result).__name__}; with has_aux=True it must "
-            "return a pair (scalar, aux)."
+            f"loss_fn returned {kind_of(result)}; with has_aux=True it must return a "
+            "pair (scalar, aux)."
         )
     loss = result[0] if has_aux else result
     if not isinstance(loss, jax.ShapeDtypeStruct):
         hint = " Use has_aux=True for a pair." if isinstance(loss, tuple) else ""
         raise TypeError(
-            f"loss_fn returned a {type(loss).__name__}; expected one scalar array, the "
-            f"loss of one step.{hint}"
+            f"loss_fn returned {kind_of(loss)}; expected one scalar array, the loss of "
+            f"one step.{hint}"
         )
     if loss.shape != ():
         raise ValueError(
@@ -120,4 +164,5 @@ def _check_loss(
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             f"loss_fn returned {shape_of(loss)}; expected a real floating-point scalar."
+            " An integer has no gradient: return a differentiable loss."
         )

@@ -87,20 +87,20 @@ def untag(
     return treedef.unflatten(plain), treedef.unflatten(multi), length
 
 
-def as_arrays(inputs: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+def as_arrays(tree: PyTree, name: str = "inputs") -> PyTree:
     """The inputs, tagged or not, with every leaf an array."""
-    return jax.tree.map(_as_array, inputs)
 
+    def as_array(leaf: Any) -> jax.Array:
+        try:
+            return jnp.asarray(leaf)
+        except TypeError as error:
+            raise TypeError(
+                f"{name} hold {leaf!r} of type {type(leaf).__name__}, which is not an "
+                "array; expected a pytree of arrays. Make anything else a field of the "
+                "model."
+            ) from error
 
-def _as_array(leaf: Any) -> jax.Array:
-    try:
-        return jnp.asarray(leaf)
-    except TypeError as error:
-        raise TypeError(
-            f"the inputs hold {leaf!r} of type {type(leaf).__name__}, which is not an "
-            "array. Inputs are pytrees of arrays; make anything else a field of the "
-            "model."
-        ) from error
+    return jax.tree.map(as_array, tree)
 
 
 def describe(path: tuple[Any, ...]) -> str:

@@ -32,6 +32,9 @@ class Spec:
     def tree(self) -> PyTree:
         return self.treedef.unflatten(self.leaves)
 
+    def __str__(self) -> str:
+        return eqx.tree_pformat(self.tree(), width=200, struct_as_array=True)
+
     def names(self) -> list[str]:
         paths, _ = jax.tree_util.tree_flatten_with_path(self.tree())
         return [jax.tree_util.keystr(path) for path, _ in paths]
@@ -108,7 +111,7 @@ class Call:
     def check(self) -> None:
         """Raises if the model's step does not fit the protocol."""
         try:
-            result = jax.eval_shape(
+            result = eqx.filter_eval_shape(
                 self._whole_step,
                 self.params.tree(),
                 self.consts.tree(),
@@ -122,8 +125,15 @@ class Call:
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 "model(state, *inputs) must return a pair (outputs, state); it "
-                f"returned {_kind(result)}."
+                f"returned {kind_of(result)}."
             )
+        for leaf in jax.tree.leaves(result):
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"model(state, *inputs) returned {leaf!r}, {kind_of(leaf)}; "
+                    "expected outputs and state to be pytrees of arrays. Leave out "
+                    "what is not an array."
+                )
         old, new = eqx.combine(self.hidden.tree(), self.other.tree()), result[1]
         self._check_state(Spec.of(old), Spec.of(new))
 
@@ -132,21 +142,20 @@ class Call:
         return model(state, *inputs)
 
     def _failed(self, error: Exception) -> str:
-        shapes = ", ".join(shape_of(x) for x in self.inputs.leaves) or "none"
         return (
-            "model(state, *inputs) failed for one step of one example with "
-            f"{len(jax.tree.leaves(self.inputs.treedef.children()))} inputs of shapes "
-            f"{shapes}: {error}. The model is written per example: check the number "
-            "and the shapes of the inputs; a batch axis needs batched=True, a time "
-            "axis needs MultiStepData."
+            "model(state, *inputs) failed for one step of one example, with the inputs "
+            f"{self.inputs}: {str(error).rstrip('.')}. The model is written per "
+            "example: check the number and the shapes of the inputs. A leading batch "
+            "axis is taken off only with batched=True, a leading time axis only from "
+            "MultiStepData and by the drivers."
         )
 
     def _check_state(self, old: Spec, new: Spec) -> None:
         if old.treedef != new.treedef:
             raise ValueError(
                 "model(state, *inputs) changed the structure of the state: "
-                f"init_state() gave {old.treedef}, the step returned {new.treedef}. A "
-                "step must return a state like the one it was given."
+                f"init_state() gave {old}, the step returned {new}. A step must return "
+                "a state like the one it was given."
             )
         for name, a, b in zip(old.names(), old.leaves, new.leaves, strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
@@ -158,10 +167,17 @@ class Call:
                 )
 
 
-def _kind(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"a tuple of {len(result)}"
-    return f"a {type(result).__name__}"
+def kind_of(x: Any) -> str:
+    """What a value is, in the words of a message."""
+    if x is None:
+        return "None"
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    if isinstance(x, tuple):
+        return f"a tuple of {len(x)}"
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"an array {shape_of(x)}"
+    return f"a {type(x).__name__}"
 
 
 def shape_of(x: Any) -> str:
@@ -172,8 +188,8 @@ def check_model(model: Any) -> None:
     """Raises unless `model` follows the protocol, as far as can be told uncalled."""
     if not isinstance(model, eqx.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}; expected an equinox.Module with "
-            "init_state() and __call__(state, *inputs)."
+            f"model is {kind_of(model)}; expected an instance of an equinox.Module "
+            "with init_state() and __call__(state, *inputs)."
         )
     if not callable(getattr(model, "init_state", None)):
         raise TypeError(
@@ -206,15 +222,48 @@ def initial_state(model: Any, hidden_filter: Any) -> tuple[PyTree, PyTree]:
             f"model.init_state() failed: {error}. It takes no argument and returns the "
             "state of one example before the first step."
         ) from error
-    state = jax.tree.map(jnp.asarray, state)
-    hidden, other = eqx.partition(state, hidden_filter)
+    state = jax.tree_util.tree_map_with_path(_state_leaf, state)
+    try:
+        hidden, other = eqx.partition(state, hidden_filter)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"hidden_filter does not fit the state {Spec.of(state)} of init_state(): "
+            f"{error} Expected True, False or a function of a leaf, or a pytree of "
+            "these that is structured like the state or its upper part."
+        ) from error
+    _check_hidden(hidden, state)
+    return hidden, other
+
+
+def _state_leaf(path: tuple[Any, ...], x: Any) -> jax.Array:
+    """A leaf of the state as an array, of a dtype that a step can keep."""
+    try:
+        x = jnp.asarray(x)
+    except TypeError as error:
+        raise TypeError(
+            f"model.init_state() returned {x!r}, {kind_of(x)}, at state"
+            f"{jax.tree_util.keystr(path)}; expected a pytree of arrays. Make it a "
+            "field of the model."
+        ) from error
+    # A Python number is weakly typed, what a step makes of it is not.
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def _check_hidden(hidden: PyTree, state: PyTree) -> None:
+    if not jax.tree.leaves(hidden):
+        raise ValueError(
+            f"hidden_filter selects nothing from the state {Spec.of(state)} of "
+            "init_state(): expected at least one floating-point or complex array, "
+            "through which credit is assigned. Return it from init_state(), or select "
+            "it."
+        )
     for x in jax.tree.leaves(hidden):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             raise TypeError(
                 f"hidden_filter selects a state leaf of type {shape_of(x)} as hidden; "
-                "credit is assigned through floating-point or complex leaves only."
+                "expected floating-point or complex leaves only, through which credit "
+                "is assigned. Leave it out of the filter: it will be carried along."
             )
-    return hidden, other
 
 
 # ---------------------------------------------------------------- complex leaves as two

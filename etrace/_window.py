@@ -51,11 +51,12 @@ class Window(eqx.Module):
     def length(self) -> int:
         return jax.tree.leaves(self.hidden)[0].shape[0]
 
-    def first(self) -> "Window":
-        """The window's first step alone."""
-        head = lambda tree: jax.tree.map(lambda x: x[:1], tree)  # noqa: E731
+    def part(self, start: int, stop: int) -> "Window":
+        """The steps from `start` up to `stop`."""
+        cut = lambda x: x[start:stop]  # noqa: E731
+        head = lambda tree: jax.tree.map(cut, tree)  # noqa: E731
         leaves, treedef = jax.tree.flatten(self.inputs)
-        inputs = [x[:1] if m else x for x, m in zip(leaves, self.multi, strict=True)]
+        inputs = [cut(x) if m else x for x, m in zip(leaves, self.multi, strict=True)]
         return Window(
             self.graph,
             self.params,
@@ -66,6 +67,18 @@ class Window(eqx.Module):
             self.multi,
             head(self.signals),
         )
+
+    def immediate(self, t: int) -> tuple[Array, Array]:
+        """Of trace t: f [k, batch, components, b, p, o] and x [k, batch, b, p, c].
+
+        What a step adds to the trace is f ⊗ x.
+        """
+        site = self.graph.traces[t].site
+        return self.signals.immediate[t], self.signals.local_input[site]
+
+    def steps(self) -> "list[Window]":
+        """The steps of the window, each as a window of its own."""
+        return [self.part(t, t + 1) for t in range(self.length)]
 
     def adjoints(self, boundary: Sequence[Array]) -> tuple[Array, ...]:
         """The adjoint of the state before each step, per group [k, batch, S, P].
@@ -219,7 +232,7 @@ def roll_out(graph: Graph, arguments: tuple, multi: Sequence[bool], length: int)
     def body(state, slices):
         now = [s if m else x for x, s, m in zip(leaves, slices, multi, strict=True)]
         inputs = treedef.unflatten(now)
-        outputs, hidden, other = step(params, consts, *state, inputs)
+        outputs, hidden, other = step(params, consts, state[0], state[1], inputs)
         return (hidden, other), (outputs, state)
 
     slices = [x if m else None for x, m in zip(leaves, multi, strict=True)]

@@ -6,9 +6,16 @@ import random
 # Both are read when JAX is imported, so they come first. Two devices on the CPU let
 # `pmap` and `shard_map` be tested anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-).strip()
+# Tests compile thousands of tiny programs and run each a few times: optimising them
+# would take most of the time.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=2",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -21,9 +28,11 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compiling takes seconds, so neither a deadline nor the speed of drawing says anything.
+# Compiling takes seconds, so neither a deadline nor the speed of drawing says anything,
+# and shrinking a failure would take many minutes.
 _common = dict(
     deadline=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

@@ -2,9 +2,16 @@
 
 import gc
 import itertools
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
+import etrace
+import etrace.testing as et
 import jax
+import jax.numpy as jnp
 
 _examples = itertools.count(1)
 
@@ -27,3 +34,53 @@ def fresh_caches(every: int = 25) -> None:
     """
     if next(_examples) % every == 0:
         clear_caches()
+
+
+def examples(ci: int, thorough: int) -> int:
+    """How many examples a property test draws, by profile."""
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+    return thorough if profile == "thorough" else ci
+
+
+def gradient_by_windows(rule: type, problem: et.Problem, method: str, **options: Any):
+    """A function of a window split that returns (value, grads) of `problem`.
+
+    Compiles once per window length, not once per split.
+    """
+    batched = problem.batch is not None
+    algorithm = rule(problem.model, None, method, batched=batched, **options)
+    inputs = problem.inputs
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    with warnings.catch_warnings():
+        if not options:
+            warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+        *state, trace = algorithm.init(*(x[0] for x in inputs))
+    if problem.state is not None:
+        state = eqx.partition(problem.state, eqx.is_inexact_array)
+    length = len(inputs[0])
+    mask = jnp.ones(length) if problem.mask is None else problem.mask
+    loss_fn = jax.vmap(problem.loss_fn)
+    if batched:
+        one = loss_fn
+        loss_fn = lambda y, t: jnp.sum(jax.vmap(one)(y, t), axis=1)  # noqa: E731
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad(has_aux=True)
+    def windowed(algorithm, state, inputs, targets, mask):
+        tagged = map(etrace.MultiStepData, inputs)
+        outputs, *state = algorithm.update(*state, *tagged)
+        return jnp.sum(mask * loss_fn(outputs, targets)), state
+
+    def gradient(split: Sequence[int]) -> tuple[Any, Any]:
+        value, grads, now, start = 0.0, None, [*state, trace], 0
+        for k in split:
+            data = (inputs, problem.targets, mask)
+            part = jax.tree.map(lambda x: x[start : start + k], data)  # noqa: B023
+            (loss, now), more = windowed(algorithm, now, *part)
+            value += loss
+            grads = more if grads is None else jax.tree.map(jnp.add, grads, more)
+            start += k
+        assert start == length and grads is not None
+        return value, grads.model
+
+    return gradient

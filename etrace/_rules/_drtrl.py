@@ -1,11 +1,9 @@
 """D-RTRL: real-time recurrent learning along position-local paths."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Trace
+from .._algorithm import ETraceVjpAlgorithm
 from .._window import LearningSignals, Window
 from . import _per_parameter as per_parameter
 
@@ -42,7 +40,7 @@ class DRTRL(ETraceVjpAlgorithm):
         gradients = []
         for t, trace in enumerate(data):
             a = window.at_trace(t, adjoints, 1)
-            f, x = per_parameter.immediate(window, t)
+            f, x = window.immediate(t)
             past = per_parameter.contract(a[0], trace)
             inside = jnp.sum(a[1:] * f[:-1], axis=2)
             gradients.append(past + per_parameter.outer_sum(inside, x[:-1]))
@@ -55,13 +53,7 @@ class DRTRL(ETraceVjpAlgorithm):
         result = []
         for t, trace in enumerate(data):
             d = window.at_trace(t, propagators, 2)
-            f, x = per_parameter.immediate(window, t)
+            f, x = window.immediate(t)
             moved = jnp.sum(d[1:] * f[:, :, None], axis=3)
             result.append(per_parameter.advance(trace, d[0], moved, x))
         return tuple(result)
-
-    def _get_etrace_data(self, trace: Trace) -> tuple[Any, ...]:
-        return per_parameter.load(trace.data, self.batched)
-
-    def _assign_etrace_data(self, trace: Trace, data: tuple[Array, ...]) -> Trace:
-        return Trace(per_parameter.store(data, trace.data, self.batched), trace.graph)

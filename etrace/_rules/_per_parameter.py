@@ -1,32 +1,32 @@
 """Per-parameter traces: [batch, components, b, p, o, c], the layout of a site's
 canonical form with the components of its group in front.
+
+The arithmetic is done in the wider of the stored and the signals' precision, so that a
+bfloat16 trace is rounded once a window.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .._window import Window
-
-
-def immediate(window: Window, t: int) -> tuple[Array, Array]:
-    """f [k, batch, components, b, p, o] and x [k, batch, b, p, c] of trace t."""
-    site = window.graph.traces[t].site
-    return window.signals.immediate[t], window.signals.local_input[site]
-
 
 def advance(trace: Array, d: Array, f: Array, x: Array) -> Array:
-    """d ε + Σ_k f_k ⊗ x_k, with d [batch, components, components, b, p, o]."""
+    """d ε + Σ_k f_k ⊗ x_k.
+
+    d is [batch, components, components, b, p, o], f [k, batch, components, b, p, o]
+    and x [k, batch, b, p, c].
+    """
     components = range(trace.shape[1])
-    dtype = trace.dtype
+    if not components:
+        return trace
+    dtype = _working(trace, f)
+    old = trace.astype(dtype)
     rows = [
-        sum((d[:, i, j, ..., None].astype(dtype) * trace[:, j] for j in components), 0)
+        sum(d[:, i, j, ..., None].astype(dtype) * old[:, j] for j in components)
         for i in components
     ]
-    if not rows:
-        return trace
     if f.shape[0] == 1:
         new = f[0, ..., None] * x[0, :, None, :, :, None]
     else:
@@ -40,38 +40,31 @@ def contract(a: Array, trace: Array) -> Array:
     One example after the other: the reduction over the batch that XLA makes of the
     whole expression on CPU is over a hundred times slower.
     """
+    dtype = _working(trace, a)
 
     def add(total, example):
         a, e = example
-        return total + jnp.sum(a[..., None].astype(e.dtype) * e, axis=(0, 2)), None
+        product = a[..., None].astype(dtype) * e.astype(dtype)
+        return total + jnp.sum(product, axis=(0, 2)), None
 
     _, _, b, _, o, c = trace.shape
-    total, _ = lax.scan(add, jnp.zeros((b, o, c), trace.dtype), (a, trace))
+    total, _ = lax.scan(add, jnp.zeros((b, o, c), dtype), (a, trace))
     return total
 
 
 def outer_sum(g: Array, x: Array) -> Array:
     """Σ g ⊗ x over time, batch and p: [b, o, c]."""
-    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(g):
-        g = g.astype(x.dtype)
-    return jnp.einsum("kBbpo,kBbpc->boc", g, x)
+    dtype = jnp.promote_types(g.dtype, x.dtype)
+    return jnp.einsum("kBbpo,kBbpc->boc", g.astype(dtype), x.astype(dtype))
 
 
-def load(stored: Sequence[Array], batched: bool) -> tuple[Array, ...]:
-    """Traces in the dtype of the arithmetic, with a batch axis."""
-    return tuple(e if batched else e[None] for e in stored)
+def _working(trace: Array, signal: Array) -> Any:
+    """The dtype to compute in: the wider one; real if the trace is."""
+    dtype = jnp.promote_types(trace.dtype, signal.dtype)
+    return dtype if jnp.iscomplexobj(trace) else jnp.finfo(dtype).dtype
 
 
-def store(
-    traces: Sequence[Array], like: Sequence[Array], batched: bool
-) -> tuple[Array, ...]:
-    return tuple(
-        _as(e if batched else e[0], old.dtype)
-        for e, old in zip(traces, like, strict=True)
-    )
-
-
-def _as(x: Array, dtype) -> Array:
+def _as(x: Array, dtype: Any) -> Array:
     """Casts; to a real dtype by taking the real part.
 
     With a real weight w and a complex f, dh = Re(f x dw) = Re(f x) dw.
