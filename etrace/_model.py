@@ -246,7 +246,8 @@ def _state_leaf(path: tuple[Any, ...], x: Any) -> jax.Array:
             "field of the model."
         ) from error
     # A Python number is weakly typed, what a step makes of it is not.
-    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+    weak = getattr(x, "weak_type", False)
+    return jax.lax.convert_element_type(x, x.dtype) if weak else x
 
 
 def _check_hidden(hidden: PyTree, state: PyTree) -> None:

@@ -57,10 +57,10 @@ def make_site(primitives: Primitives, edge: Edge) -> Site | None:
     weight = equation.inputs[j]
     if primitives.kinds[i] is Kind.ELEMENTWISE:
         shape = equation.outputs[0].shape
-        form = _direct(weight.shape, shape)
+        form = _direct(weight, shape)
         return Site(edge, weight, equation, shape, form, direct=True)
     if primitives.kinds[i] is Kind.MOVEMENT:
-        form = _direct(weight.shape, weight.shape)
+        form = _direct(weight, weight.shape)
         return Site(edge, weight, equation, weight.shape, form, direct=True)
     build = _FORMS.get(equation.name)
     form = build(equation, j) if build else None
@@ -69,17 +69,17 @@ def make_site(primitives: Primitives, edge: Edge) -> Site | None:
     return Site(edge, weight, equation, equation.outputs[0].shape, form, direct=False)
 
 
-def _direct(weight: tuple[int, ...], shape: tuple[int, ...]) -> LinearForm:
+def _direct(weight: Var, shape: tuple[int, ...]) -> LinearForm:
     """A weight used element by element, shared along the axes it is broadcast over."""
-    full = weight or (1,) * len(shape)
+    full = weight.shape or (1,) * len(shape)
     own = [d for d, (a, b) in enumerate(zip(full, shape)) if a == b]
     shared = [d for d in range(len(shape)) if d not in own]
     b, p = (math.prod(shape[d] for d in dims) for dims in (own, shared))
     return LinearForm(
         (b, p, 1, 1),
-        lambda *operands: jnp.ones((b, p, 1), jnp.result_type(operands[0])),
+        lambda *operands: jnp.ones((b, p, 1), weight.dtype),
         lambda z: z.transpose(own + shared).reshape(b, p, 1),
-        lambda w: w.reshape(weight),
+        lambda w: w.reshape(weight.shape),
     )
 
 

@@ -1,0 +1,380 @@
+"""The analysis: unmodified models, constructs of plain JAX, and the report."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etrace
+import etrace.testing as et
+
+N, IN, OUT, STEPS = 4, 3, 2, 6
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return 0.5 * jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def sequence(*shape: int) -> tuple[jax.Array, jax.Array]:
+    return normal(STEPS, *shape, seed=1), normal(STEPS, OUT, seed=2)
+
+
+def online(model: eqx.Module, inputs, targets, window: int = 2):
+    driver = etrace.value_and_grad(
+        et.squared_error, window=window, reduction="sum", carry=False
+    )
+    return driver(etrace.DRTRL(model), None, inputs, targets)[1]
+
+
+def close(a: Any, b: Any) -> bool:
+    return bool(et.gradient_distance(a, b) < 1e-9)
+
+
+# ------------------------------------------------------------------- unmodified models
+
+
+class Recurrent(eqx.Module):
+    """Equinox cells as they are, one on top of the other, with a linear read-out."""
+
+    cells: tuple[eqx.Module, ...]
+    readout: eqx.nn.Linear
+
+    def init_state(self):
+        return tuple(
+            (jnp.zeros(c.hidden_size),) * 2
+            if isinstance(c, eqx.nn.LSTMCell)
+            else jnp.zeros(c.hidden_size)
+            for c in self.cells
+        )
+
+    def __call__(self, state, x):
+        new = []
+        for cell, s in zip(self.cells, state, strict=True):
+            s = cell(x, s)
+            x = s[0] if isinstance(s, tuple) else s
+            new.append(s)
+        return self.readout(x), tuple(new)
+
+
+class ConvCell(eqx.Module):
+    """A gated cell of two convolutions over an image."""
+
+    gate: eqx.nn.Conv2d
+    candidate: eqx.nn.Conv2d
+    readout: eqx.nn.Linear
+
+    def init_state(self):
+        return jnp.zeros((2, 3, 3))
+
+    def __call__(self, state, x):
+        gate = jax.nn.sigmoid(self.gate(jnp.concatenate([x, state])))
+        state = gate * state + (1 - gate) * jnp.tanh(self.candidate(x))
+        return self.readout(state.reshape(-1)), state
+
+
+@jax.custom_jvp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+@spike.defjvp
+def _(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return spike(v), dv / (1 + 10 * jnp.abs(v)) ** 2
+
+
+class PreResetLIF(eqx.Module):
+    """Its outputs are the spikes, which read the membrane before the reset."""
+
+    inp: eqx.nn.Linear
+    recurrent: jax.Array
+    tau: jax.Array
+    readout: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(N), jnp.zeros(N)
+
+    def __call__(self, state, x):
+        mem, spk = state
+        mem = jax.nn.sigmoid(self.tau) * mem + self.inp(x) + self.recurrent @ spk
+        spk = spike(mem - 0.3)
+        mem = mem - spk * 0.3
+        return self.readout @ spk, (mem, spk)
+
+
+def unmodified(name: str) -> tuple[eqx.Module, tuple[int, ...]]:
+    keys = jax.random.split(jax.random.key(0), 4)
+    linear = eqx.nn.Linear(N, OUT, key=keys[0])
+    gru = eqx.nn.GRUCell(IN, N, key=keys[1])
+    lstm = eqx.nn.LSTMCell(IN, N, key=keys[1])
+    match name:
+        case "GRU":
+            return Recurrent((gru,), linear), (IN,)
+        case "LSTM":
+            return Recurrent((lstm,), linear), (IN,)
+        case "GRU on LSTM":
+            return Recurrent((lstm, eqx.nn.GRUCell(N, N, key=keys[2])), linear), (IN,)
+        case "conv":
+            gate = eqx.nn.Conv2d(3, 2, 3, padding=1, key=keys[1])
+            candidate = eqx.nn.Conv2d(1, 2, 3, padding=1, key=keys[2])
+            readout = eqx.nn.Linear(18, OUT, key=keys[3])
+            return ConvCell(gate, candidate, readout), (1, 3, 3)
+        case _:
+            inp = eqx.nn.Linear(IN, N, key=keys[1])
+            parts = normal(N, N, seed=3), normal(N, seed=4), normal(OUT, N, seed=5)
+            return PreResetLIF(inp, *parts), (IN,)
+
+
+MODELS = ["GRU", "LSTM", "GRU on LSTM", "conv", "pre-reset LIF"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unmodified_models_are_traced(name: str):
+    model, shape = unmodified(name)
+    inputs, targets = sequence(*shape)
+    report = etrace.DRTRL(model).graph(inputs[0])  # a warning would be an error
+    status = {row.parameter: row.status for row in report.rows}
+    assert len(status) == len(jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+    for parameter, found in status.items():
+        assert found == ("output" if "readout" in parameter else "traced")
+    grads = online(model, inputs, targets)
+    _, expected = et.bptt(model, et.squared_error, inputs, targets)
+    assert close(grads.readout, expected.readout)
+    _, now = et.truncated(model, et.squared_error, inputs, targets, window=1)
+    assert et.gradient_distance(grads, now) > 1e-3
+
+
+def test_lstm_remembers_the_cell_alone():
+    model, _ = unmodified("LSTM")
+    single = etrace.DRTRL(model).graph(jnp.zeros(IN))
+    multi = etrace.DRTRL(model, vjp_method="multi-step").graph(jnp.zeros(IN))
+    assert {row.trace_shape[0] for row in single.rows if row.trace_shape} == {1}
+    assert {row.trace_shape[0] for row in multi.rows if row.trace_shape} == {2}
+
+
+# -------------------------------------------------------------- constructs of plain JAX
+
+
+class Plain(eqx.Module):
+    """A step made of three weights and a function of them."""
+
+    a: jax.Array
+    b: jax.Array
+    r: jax.Array
+    step: Callable = eqx.field(static=True)
+    start: Callable = eqx.field(static=True)
+
+    def init_state(self):
+        return self.start()
+
+    def __call__(self, state, x):
+        return self.step(self, state, x)
+
+
+def plain(step: Callable, start: Callable = lambda: jnp.zeros(N)) -> Plain:
+    a, b, r = normal(N, seed=3), normal(N, IN, seed=4), normal(OUT, N, seed=5)
+    return Plain(a, b, r, step, start)
+
+
+def vector_step(update: Callable) -> Callable:
+    """A step of a state vector h, read out linearly."""
+
+    def step(m, h, x):
+        h = update(m, h, x)
+        return m.r @ h, h
+
+    return step
+
+
+def substeps(m, h, x):
+    body = lambda _, s: s + 0.1 * (m.b @ x - jax.nn.sigmoid(m.a) * s)  # noqa: E731
+    return lax.fori_loop(0, 3, body, h)
+
+
+def branches(m, h, x):
+    return lax.cond(
+        x[0] > 0,
+        lambda h: jax.nn.sigmoid(m.a) * h + m.b @ x,
+        lambda h: 0.5 * h + m.b @ (2 * x),
+        h,
+    )
+
+
+def switched(m, h, x):
+    which = jnp.clip(jnp.round(x[0] * 3), 0, 2).astype(int)
+    return lax.switch(
+        which, [lambda h: m.a * h, lambda h: m.b @ x, lambda h: h + m.b @ x], h
+    )
+
+
+def leak(m, h):
+    return jax.nn.sigmoid(m.a) * h
+
+
+MASK = np.array([[0.0, 1.0, 1.0]])
+PERMUTATION = np.array([2, 0, 3, 1])
+EXACT = {
+    "roll": lambda m, h, x: leak(m, h) + jnp.roll(m.b @ x, 1),
+    "permutation": lambda m, h, x: leak(m, h) + (m.b @ x)[PERMUTATION],
+    "transpose": lambda m, h, x: leak(m, h) + (x @ m.b.T),
+    "split": lambda m, h, x: leak(m, h) + jnp.concatenate(jnp.split(m.b @ x, 2)),
+    "cond": branches,
+    "switch": switched,
+    "fori_loop": substeps,
+    "checkpoint": lambda m, h, x: jax.checkpoint(lambda h: leak(m, h) + m.b @ x)(h),
+    "nested jit": lambda m, h, x: jax.jit(lambda h: leak(m, h) + m.b @ x)(h),
+    "vmap": lambda m, h, x: leak(m, h) + jax.vmap(lambda row: row @ x)(m.b),
+    "where": lambda m, h, x: jnp.where(x[0] > 0, m.a, 0.9 * h) + m.b @ x,
+    "constant mask": lambda m, h, x: leak(m, h) + (m.b * MASK) @ x,
+    "weight used twice": lambda m, h, x: leak(m, h) * m.a + m.b @ x + m.b @ (x * x),
+    "scalar weight": lambda m, h, x: jax.nn.sigmoid(m.a[0]) * h + m.b @ x,
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_position_local_constructs_equal_bptt(name: str):
+    model, (inputs, targets) = plain(vector_step(EXACT[name])), sequence(IN)
+    grads = online(model, inputs, targets)
+    _, expected = et.bptt(model, et.squared_error, inputs, targets)
+    _, now = et.truncated(model, et.squared_error, inputs, targets, window=1)
+    assert close(grads, expected)
+    assert et.gradient_distance(expected, now) > 1e-2
+
+
+def normed(u):
+    return (u - u.mean()) / jnp.sqrt(u.var() + 1e-5)
+
+
+def long_scan(m, h, x):
+    return lax.scan(lambda h, _: (h + 0.02 * (m.b @ x), None), h, None, length=40)[0]
+
+
+NOW = {
+    "LayerNorm": lambda m, h, x: leak(m, h) + normed(m.b @ x),
+    "softmax": lambda m, h, x: leak(m, h) + jax.nn.softmax(m.b @ x),
+    "constant matrix": lambda m, h, x: leak(m, h) + jnp.ones((N, N)) @ (m.b @ x),
+    "long scan": lambda m, h, x: leak(m, long_scan(m, h, x)),
+    "cumulative sum": lambda m, h, x: leak(m, h) + jnp.cumsum(m.b @ x),
+}
+
+
+@pytest.mark.parametrize("name", NOW)
+def test_mixing_tails_keep_now_and_say_so(name: str):
+    model, (inputs, targets) = plain(vector_step(NOW[name])), sequence(IN)
+    with pytest.warns(etrace.UntracedParameterWarning, match=r"\.b at test_graph\.py"):
+        report = etrace.DRTRL(model).graph(inputs[0])
+    (row,) = [row for row in report.rows if row.parameter == ".b"]
+    assert row.status == "now" and row.reason
+    grads = online(model, inputs, targets)
+    _, now = et.truncated(model, et.squared_error, inputs, targets, window=1)
+    _, expected = et.bptt(model, et.squared_error, inputs, targets)
+    assert close(grads.b, now.b)
+    if name != "long scan":  # there the state itself passes through the loop
+        assert close(grads.a, expected.a) and not close(grads.a, now.a)
+    assert close(grads.r, expected.r)
+
+
+def test_a_warning_comes_once_per_model():
+    model, (inputs, _) = (
+        plain(vector_step(lambda m, h, x: jnp.cumsum(m.b @ x))),
+        sequence(IN),
+    )
+    with pytest.warns(etrace.UntracedParameterWarning):
+        etrace.DRTRL(model).init(inputs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        etrace.DRTRL(model).init(inputs[0])
+
+
+def test_lateral_coupling_is_cut_and_reported():
+    """The neighbour's share is recurrence between neurons; the leak is traced."""
+
+    def step(m, h, x, scale=0.3):
+        h = leak(m, h) + scale * jnp.roll(h, 1) + m.b @ x
+        return m.r @ h, h
+
+    model, (inputs, targets) = plain(step), sequence(IN)
+    report = etrace.DRTRL(model).graph(inputs[0])
+    assert "4 elements meet at another position" in str(report)
+    got = online(model, inputs, targets)
+
+    def marked(m, h, x):
+        h = leak(m, h) + 0.3 * jnp.roll(et.mixing_input(h, feeds=(0,)), 1) + m.b @ x
+        return m.r @ h, h
+
+    groups = (et.StateGroup(leaves=(0,)),)
+    _, expected = et.dense_reference(
+        plain(marked), et.squared_error, inputs, targets, groups=groups
+    )[:2]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert jnp.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_delay_line_is_reported():
+    def step(m, state, x):
+        v, line = state
+        v = leak(m, v) + m.b @ x
+        return m.r @ line[-1], (v, jnp.concatenate([v[None], line[:-1]]))
+
+    model = plain(step, lambda: (jnp.zeros(N), jnp.zeros((2, N))))
+    assert "from another position" in str(etrace.DRTRL(model).graph(jnp.zeros(IN)))
+
+
+def test_a_custom_derivative_that_mixes_is_not_trusted():
+    """Elementwise forwards, but its derivative is not: no local path leads through."""
+
+    @jax.custom_vjp
+    def sly(u):
+        return 2 * u
+
+    sly.defvjp(lambda u: (2 * u, None), lambda _, g: (jnp.sum(g) + 0 * g,))
+    model = plain(vector_step(lambda m, h, x: leak(m, h) + sly(m.b @ x)))
+    with pytest.warns(etrace.UntracedParameterWarning):
+        report = etrace.DRTRL(model).graph(jnp.zeros(IN))
+    assert {r.parameter: r.status for r in report.rows}[".b"] == "now"
+
+
+# ---------------------------------------------------------------------------- the report
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_reported_bytes_are_the_traces_bytes(name: str, dtype: Any):
+    model, shape = unmodified(name)
+    algorithm = etrace.DRTRL(model, batched=True, trace_dtype=dtype)
+    example = jnp.zeros((5, *shape))
+    report = algorithm.graph(example)
+    *_, trace = algorithm.init(example)
+    actual = sum(x.nbytes for x in jax.tree.leaves(trace))
+    assert report.nbytes == actual == sum(row.nbytes for row in report.rows)
+    assert report.batch == 5
+
+
+def test_the_report_says_where_and_what():
+    model, _ = unmodified("GRU")
+    text = str(etrace.DRTRL(model, name="mine").graph(jnp.zeros(IN)))
+    for part in (
+        "mine",
+        ".cells[0].weight_hh",
+        "dot_general",
+        "[12,4] [4] → [12]",
+        "_rnn.py:",
+        "traced",
+        "now (exact)",
+        "the state enters its own recurrence",
+        "Hidden groups",
+    ):
+        assert part in text
+
+
+def test_every_occurrence_has_a_row():
+    model = plain(vector_step(EXACT["weight used twice"]))
+    rows = etrace.DRTRL(model).graph(jnp.zeros(IN)).rows
+    names = sorted(row.parameter for row in rows)
+    assert names == [".a", ".a", ".b", ".b", ".r"]
