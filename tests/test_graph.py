@@ -340,7 +340,7 @@ def test_a_custom_derivative_that_mixes_is_not_trusted():
     assert {r.parameter: r.status for r in report.rows}[".b"] == "now"
 
 
-# ---------------------------------------------------------------------------- the report
+# --------------------------------------------------------------------------- the report
 
 
 @pytest.mark.parametrize("name", MODELS)
