@@ -18,7 +18,15 @@ from jaxtyping import Array, PyTree
 from ._check import check_call, check_options
 from ._data import as_arrays, untag
 from ._graph import Graph, MixingTails, Report, Steps, graph_of
-from ._model import Call, Spec, Static, check_model, initial_state, split_model
+from ._model import (
+    Call,
+    Spec,
+    Static,
+    check_model,
+    initial_state,
+    is_array,
+    split_model,
+)
 from ._window import LearningSignals, Window, each_step, is_inexact, last, roll_out
 
 VjpMethod = Literal["single-step", "multi-step"]
@@ -147,10 +155,12 @@ class ETraceVjpAlgorithm(eqx.Module):
         - `*inputs`: example inputs, as for `init`.
         """
         graph, batch = self._graph(inputs)
-        trace = jax.eval_shape(
-            lambda: self._init_etrace_data(graph, batch if self.batched else None)
-        )
-        return Report(graph, self.name, batch, trace)
+        return Report(graph, self.name, batch, self.trace_spec(graph, batch))
+
+    def trace_spec(self, graph: Graph, batch: int) -> PyTree:
+        """Shapes and dtypes of what this algorithm stores for a graph."""
+        size = batch if self.batched else None
+        return jax.eval_shape(lambda: self._init_etrace_data(graph, size))
 
     def outputs(self, *inputs: PyTree) -> PyTree:
         """Shapes and dtypes of the outputs that `update` returns for these inputs."""
@@ -187,7 +197,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         rest = eqx.tree_at(
             lambda a: a.model, self, eqx.partition(self.model, eqx.is_inexact_array)[1]
         )
-        arrays, static = eqx.partition(rest, eqx.is_array)
+        arrays, static = eqx.partition(rest, is_array)
         fun = jax.custom_vjp(functools.partial(_primal, Static.of(static)))
         fun.defvjp(
             functools.partial(_forward, Static.of(static)),

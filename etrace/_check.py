@@ -169,6 +169,17 @@ def _check_trace(
     algorithm: "ETraceVjpAlgorithm", graph: Graph, data: PyTree, hidden: PyTree
 ) -> None:
     """Raises unless `data` is what this algorithm stores for this graph."""
+    options = {
+        "mixing_tails": (graph.mixing_tails, algorithm.mixing_tails),
+        "vjp_method": (graph.remembers_all, algorithm._remembers_all()),
+    }
+    for name, (then, now) in options.items():
+        if then != now:
+            raise ValueError(
+                f"trace was made by an algorithm of another {name} than this one, "
+                f"{getattr(algorithm, name)!r}. Pass the state that init(...) of this "
+                "algorithm gave."
+            )
     batch = jax.tree.leaves(hidden)[0].shape[0] if algorithm.batched else None
     expected = _expected_trace(algorithm, graph, batch)
     if Spec.of(data) != expected:

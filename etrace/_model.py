@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -60,10 +61,15 @@ class Static:
         return self.treedef.unflatten(self.leaves)
 
 
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array, of JAX or of NumPy."""
+    return eqx.is_array(x) or isinstance(x, np.ndarray | np.generic)
+
+
 def split_model(model: eqx.Module) -> tuple[PyTree, PyTree, PyTree]:
     """Parameters (inexact arrays), constants (other arrays), and the rest."""
     params, rest = eqx.partition(model, eqx.is_inexact_array)
-    consts, static = eqx.partition(rest, eqx.is_array)
+    consts, static = eqx.partition(rest, is_array)
     return params, consts, static
 
 

@@ -13,6 +13,9 @@ from jax import lax
 
 import etrace
 import etrace.testing as et
+from etrace._graph._lookup import _analyse
+
+from .helpers import clear_caches
 
 N, IN, OUT, STEPS = 4, 3, 2, 6
 
@@ -278,6 +281,16 @@ def test_mixing_tails_keep_now_and_say_so(name: str):
     if name != "long scan":  # there the state itself passes through the loop
         assert close(grads.a, expected.a) and not close(grads.a, now.a)
     assert close(grads.r, expected.r)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_use_may_be_inside_jit(name: str):
+    model, shape = unmodified(name)
+    inputs, targets = sequence(*shape)
+    expected = online(model, inputs, targets)
+    clear_caches()
+    _analyse.cache_clear()
+    assert close(eqx.filter_jit(online)(model, inputs, targets), expected)
 
 
 def test_a_warning_comes_once_per_model():

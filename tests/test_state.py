@@ -213,6 +213,73 @@ def test_examples_get_keys_of_their_own():
     assert other[1]["count"].tolist() == [1, 1, 1, 1]
 
 
+class Number(eqx.Module):
+    """One neuron: nothing has an axis."""
+
+    weight: jax.Array
+    decay: jax.Array
+
+    def init_state(self):
+        return 0.0
+
+    def __call__(self, h, x):
+        h = self.decay * h + jnp.tanh(self.weight * x)
+        return jnp.sin(h), h
+
+
+def test_numbers_for_a_state():
+    model, xs = Number(jnp.asarray(0.3), jnp.asarray(0.8)), normal(6)
+    grads = gradient(model, xs, xs)
+    assert distance(grads, bptt(model, squared_error, xs, xs)[1]) < 1e-12
+
+
+class Tokens(eqx.Module):
+    """A token and a number in; numbers, integers and truth values out."""
+
+    table: jax.Array
+    decay: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(3)
+
+    def __call__(self, h, token, x):
+        h = self.decay * h + jnp.tanh(x * self.table[token])
+        return {"h": h, "class": jnp.argmax(h), "active": h > 0}, h
+
+
+@pytest.mark.parametrize("method", ["single-step", "multi-step"])
+def test_what_is_no_float_goes_in_and_out(method):
+    """Gradients go around it, to the parameters and to the other input."""
+    model = Tokens(normal(4, 3), jnp.asarray([0.5, 0.7, 0.9]))
+    tokens, xs = jnp.asarray([0, 3, 1, 3]), normal(4)
+    alg = etrace.DRTRL(model, vjp_method=method)
+    many = etrace.MultiStepData
+    _, *state = alg.update(*alg.init(tokens[0], xs[0]), many(tokens[:2]), many(xs[:2]))
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def online(model_and_xs):
+        now, xs = alg.with_model(model_and_xs[0]), model_and_xs[1]
+        y, *_ = now.update(*state, many(tokens[2:]), many(xs))
+        return jnp.sum(jnp.where(y["active"], y["h"], 0)[-1])
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def whole(model_and_xs):
+        (model, last), h = model_and_xs, jnp.zeros(3)
+        for token, x in zip(tokens, [*xs[:2], *last]):
+            y, h = model(h, token, x)
+        return jnp.sum(jnp.where(y["active"], y["h"], 0))
+
+    (grads, inputs), (expected, exact_inputs) = (
+        fun((model, xs[2:])) for fun in (online, whole)
+    )
+    assert distance(grads, expected) < 1e-12
+    assert distance(inputs[1], exact_inputs[1]) < 1e-12
+    # A single step's input is credited within its step.
+    assert (inputs[0] == 0) == (method == "single-step")
+
+
 # Parameters that are used more than once.
 
 

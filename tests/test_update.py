@@ -1,5 +1,4 @@
-"""`update` as a pure function: what differentiating, mapping, scanning and compiling it
-give."""
+"""`update` as a pure function: what differentiating, mapping and scanning it give."""
 
 import warnings
 
@@ -13,10 +12,6 @@ from jax import lax
 import etrace
 from etrace import MultiStepData
 from etrace.testing import bptt, squared_error
-
-from .helpers import clear_caches
-
-CALLS: list[str] = []  # one entry each time JAX traces a step of `Leaky`
 
 
 class Leaky(eqx.Module):
@@ -35,7 +30,6 @@ class Leaky(eqx.Module):
         return jnp.zeros(3, self.weight.dtype)
 
     def __call__(self, h, x):
-        CALLS.append("step")
         h = jax.nn.sigmoid(self.decay) * h + jnp.tanh(self.weight @ x)
         return jnp.tanh(self.readout @ h), h
 
@@ -171,7 +165,7 @@ def test_encoder_outside_the_model_gets_its_exact_gradient(method):
             total += jnp.sum(y**2)
         return total
 
-    close(jax.grad(online)(encoder), jax.grad(reference)(encoder))
+    close(jax.jit(jax.grad(online))(encoder), jax.jit(jax.grad(reference))(encoder))
 
 
 def test_input_of_one_step_gets_the_gradient_with_the_state_held():
@@ -181,6 +175,26 @@ def test_input_of_one_step_gets_the_gradient_with_the_state_held():
     pull = lambda f: jax.grad(lambda x: jnp.sum(f(x) ** 2))(x)  # noqa: E731
     online = pull(lambda x: alg.update(hidden, other, trace, x)[0])
     close(online, pull(lambda x: model(hidden, x)[0]))
+
+
+def test_constant_input_of_a_window_gets_the_sum_over_its_steps():
+    class Gated(GRU):
+        def __call__(self, h, x, gate):
+            return super().__call__(h, gate * x)
+
+    model, xs, gate = Gated(), normal(3, 2), normal(2, seed=1)
+    alg = etrace.DRTRL(model)
+    state = alg.init(xs[0], gate)
+
+    @jax.jit
+    def gradient(gates):
+        many = gates if gates.ndim == 1 else MultiStepData(gates)
+        loss = lambda g: jnp.sum(alg.update(*state, MultiStepData(xs), g)[0] ** 2)  # noqa: E731
+        return jax.grad(loss)(many)
+
+    one, every = gradient(gate), gradient(jnp.stack([gate] * 3)).data
+    assert one.shape == (2,) and every.shape == (3, 2)
+    close(one, every.sum(0))
 
 
 @pytest.mark.parametrize("method", ["single-step", "multi-step"])
@@ -225,9 +239,10 @@ def test_vmap_is_batched():
         y, *_ = (jax.vmap(alg.update) if vmap else alg.update)(*state, x)
         return jnp.sum(y**2)
 
-    expected = jax.grad(total)(params, many, batched, xs[0])
-    close(jax.grad(total)(params, one, mapped, xs[0], True), expected)
-    each = jax.vmap(lambda *sx: jax.grad(total)(params, one, sx[:3], sx[3]))
+    gradient = eqx.filter_jit(jax.grad(total))
+    expected = gradient(params, many, batched, xs[0])
+    close(gradient(params, one, mapped, xs[0], True), expected)
+    each = jax.jit(jax.vmap(lambda *sx: jax.grad(total)(params, one, sx[:3], sx[3])))
     every = each(*mapped, xs[0])
     close(jax.tree.map(lambda g: g.sum(0), every), expected)
 
@@ -287,65 +302,16 @@ def test_pmap():
         return lax.psum(grads, "examples"), new
 
     def run(transform):
+        transform = transform(step, axis_name="examples")
         state = start
         for x in xs:
-            grads, state = transform(step, axis_name="examples")(state, x)
+            grads, state = transform(state, x)
         return jax.tree.map(lambda g: np.asarray(g), (grads, state[0]))
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*pmap.*", DeprecationWarning)
         on_devices = run(jax.pmap)
-    close(on_devices, run(jax.vmap))
-
-
-# Compiling.
-
-
-def traced(fun, *args):
-    """How often the model's step is traced by this call."""
-    before = len(CALLS)
-    fun(*args)
-    return len(CALLS) - before
-
-
-def test_update_is_traced_once():
-    alg = etrace.DRTRL(Leaky())
-    state, x = alg.init(jnp.ones(2)), jnp.ones(2)
-    clear_caches()
-    assert traced(alg.update, *state, x) > 0
-    _, *state = alg.update(*state, x)
-    assert traced(alg.update, *state, 2 * x) == 0
-    assert traced(alg.with_model(Leaky(seed=5)).update, *state, x) == 0
-    assert traced(etrace.DRTRL(Leaky(seed=5)).update, *state, x) == 0
-
-
-def test_jitted_gradient_is_traced_once():
-    model = Leaky()
-
-    @eqx.filter_jit
-    def gradient(model, state, x):
-        alg = etrace.DRTRL(model)
-        loss = lambda a: jnp.sum(a.update(*state, x)[0])  # noqa: E731
-        return eqx.filter_grad(loss)(alg).model, alg.update(*state, x)[1:]
-
-    x = jnp.ones(2)
-    grads, state = gradient(model, etrace.DRTRL(model).init(x), x)
-    updated = eqx.apply_updates(model, grads)
-    assert traced(gradient, updated, state, 2 * x) == 0
-
-
-def test_drivers_are_traced_once():
-    xs = normal(4, 2)
-    calls = {
-        "value_and_grad": etrace.value_and_grad(squared_error, window=2),
-        "evolve": lambda alg, state, xs, _: etrace.evolve(alg, state, xs, window=2),
-    }
-    for name, driver in calls.items():
-        clear_caches()
-        alg = etrace.DRTRL(Leaky())
-        assert traced(driver, alg, alg.init(xs[0]), xs, xs) > 0
-        alg = alg.with_model(Leaky(seed=5))
-        assert traced(driver, alg, alg.init(xs[0]), 2 * xs, xs) == 0, name
+    close(on_devices, run(lambda *args, **name: jax.jit(jax.vmap(*args, **name))))
 
 
 def test_arguments_are_left_alone():

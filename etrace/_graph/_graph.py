@@ -72,6 +72,8 @@ class Graph:
     weight_equations: tuple[int, ...]
     old: tuple[Var, ...]  # hidden leaves before the step, complex ones as two
     new: tuple[Var, ...]  # ... and after it
+    mixing_tails: MixingTails
+    remembers_all: bool
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
@@ -138,6 +140,8 @@ def analyse(
         finder.weight_equations(),
         old,
         new,
+        mixing_tails,
+        remember_all,
     )
 
 
