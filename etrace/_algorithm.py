@@ -205,10 +205,25 @@ class ETraceVjpAlgorithm(eqx.Module):
         )
         return fun(arrays, params, inputs, hidden, other, trace)
 
-    def _update(self, params, inputs, hidden, other, trace):
+    def _update(
+        self,
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        hidden: PyTree,
+        other: PyTree,
+        trace: Trace,
+    ) -> tuple[PyTree, PyTree, PyTree, Trace]:
+        """The update itself: (outputs, hidden, other, trace)."""
         return self._update_fwd(params, inputs, hidden, other, trace)[0]
 
-    def _update_fwd(self, params, inputs, hidden, other, trace):
+    def _update_fwd(
+        self,
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        hidden: PyTree,
+        other: PyTree,
+        trace: Trace,
+    ) -> tuple[tuple[PyTree, PyTree, PyTree, Trace], PyTree]:
         """((outputs, hidden, other, trace), residuals).
 
         The residuals are the window and the incoming trace.
@@ -234,7 +249,9 @@ class ETraceVjpAlgorithm(eqx.Module):
             hidden, other = last((hidden, other), 0)
         return (outputs, hidden, other, new_trace), (window, trace, inputs)
 
-    def _update_bwd(self, residuals, cotangents):
+    def _update_bwd(
+        self, residuals: PyTree, cotangents: tuple[PyTree, ...]
+    ) -> tuple[PyTree | None, ...]:
         """Cotangents of (params, inputs, hidden, other, trace); None is zero."""
         window, trace, tagged = residuals
         outputs, hidden, other, _ = cotangents
@@ -297,11 +314,12 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     def _assign_etrace_data(self, trace: Trace, data: PyTree) -> Trace:
         """What is stored, from what the rule works on; same shapes as in `trace`."""
-
-        def store(old, new):
-            return (new if self.batched else new[0]).astype(old.dtype)
-
-        return Trace(jax.tree.map(store, trace.data, data), trace.graph)
+        stored, treedef = jax.tree.flatten(trace.data)
+        leaves = [
+            (new if self.batched else new[0]).astype(old.dtype)
+            for old, new in zip(stored, jax.tree.leaves(data), strict=True)
+        ]
+        return Trace(treedef.unflatten(leaves), trace.graph)
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         """What is stored before the first step: zeros, one array per trace."""

@@ -29,6 +29,7 @@ class _Loss(eqx.Module):
     window: int = eqx.field(static=True)
     reduction: Reduction = eqx.field(static=True)
     has_aux: bool = eqx.field(static=True)
+    carry: bool = eqx.field(static=True)
 
     def prepare(self, algorithm, state, inputs, targets, mask):
         """Checks the arguments; returns the sequence and the state to start from."""
@@ -114,7 +115,7 @@ def value_and_grad(
     inputs, targets, mask or state do not fit, or the loss is not a scalar.
     """
     check_window(window, reduction)
-    loss = _Loss(loss_fn, window, reduction, has_aux)
+    loss = _Loss(loss_fn, window, reduction, has_aux, carry)
 
     def driver(
         algorithm: ETraceVjpAlgorithm,
@@ -124,8 +125,7 @@ def value_and_grad(
         mask: Any = None,
     ) -> Any:
         sequence, state = loss.prepare(algorithm, state, inputs, targets, mask)
-        value, grads, state = _value_and_grad((loss, algorithm, sequence), state)
-        return (value, grads, state) if carry else (value, grads)
+        return _value_and_grad((loss, algorithm, sequence), state)
 
     return driver
 
@@ -144,7 +144,9 @@ def _value_and_grad(kept, state):
     (grads, state), results = _over_windows(step, (zeros, state), sequence, loss.window)
     values, aux = zip(*results, strict=True)
     value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
-    return ((value, _along_time(aux)) if loss.has_aux else value), grads, state
+    value = (value, _along_time(aux)) if loss.has_aux else value
+    # A state that is not returned is not computed either.
+    return (value, grads, state) if loss.carry else (value, grads)
 
 
 def learn(
@@ -176,7 +178,7 @@ def learn(
     parameter changes, as usual in online learning.
     """
     check_window(window, reduction)
-    loss = _Loss(loss_fn, window, reduction, has_aux)
+    loss = _Loss(loss_fn, window, reduction, has_aux, carry=True)
 
     def driver(
         algorithm: ETraceVjpAlgorithm,
@@ -277,7 +279,10 @@ def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int
     """
     whole, rest = divmod(sequence.length, window)
     results = []
-    if whole:
+    if whole == 1:
+        carry, result = step(carry, sequence.part(0, window))
+        results.append(jax.tree.map(lambda x: x[None], result))
+    elif whole:
         full = sequence.part(0, whole * window)
         full = jax.tree.map(lambda x: x.reshape(whole, window, *x.shape[1:]), full)
         carry, result = lax.scan(step, carry, full)
