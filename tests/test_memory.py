@@ -1,0 +1,84 @@
+"""What the drivers keep: nothing that grows with the sequence, no copy of the state."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import etrace
+import etrace.testing as et
+
+
+@pytest.fixture
+def algorithm():
+    problem = et.make_problem(et.NetSpec((et.LayerSpec("gru", 3),)), length=2)
+    return etrace.DRTRL(problem.model)
+
+
+def sequence(steps: int):
+    return jnp.ones((steps, 2)), jnp.ones((steps, 2))
+
+
+def value_and_grad(algorithm, state, inputs, targets):
+    driver = etrace.value_and_grad(et.squared_error, window=5)
+    return driver(algorithm, state, inputs, targets)
+
+
+def learn(algorithm, state, inputs, targets):
+    train = etrace.learn(et.squared_error, optax.sgd(0.1), window=5)
+    return train(algorithm, None, state, inputs, targets)
+
+
+def temporary_bytes(driver, algorithm, steps: int) -> int:
+    state = algorithm.init(jnp.ones(2))
+    arrays, static = eqx.partition((algorithm, state), eqx.is_array)
+
+    def run(arrays, inputs, targets):
+        algorithm, state = eqx.combine(arrays, static)
+        result = driver(algorithm, state, inputs, targets)
+        return eqx.filter(result, eqx.is_array)
+
+    compiled = jax.jit(run).lower(arrays, *sequence(steps)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("driver", [value_and_grad, learn])
+def test_memory_does_not_grow_with_the_sequence(driver, algorithm):
+    """But for the inputs themselves, cut into windows, and one loss per window."""
+    short, long = (temporary_bytes(driver, algorithm, t) for t in (50, 5000))
+    inputs = sum(x.nbytes for x in sequence(5000))
+    assert long - short < 1.1 * inputs
+
+
+def test_the_states_memory_is_donated(algorithm):
+    inputs, targets = sequence(10)
+    for run in (
+        lambda s: value_and_grad(algorithm, s, inputs, targets)[-1],
+        lambda s: learn(algorithm, s, inputs, targets)[2],
+        lambda s: etrace.evolve(algorithm, s, inputs, window=5)[0],
+    ):
+        state = algorithm.init(inputs[0])
+        new = run(state)
+        assert all(x.is_deleted() for x in jax.tree.leaves(state))
+        assert not any(x.is_deleted() for x in jax.tree.leaves((new, algorithm)))
+
+
+def test_a_state_of_shared_arrays_can_be_donated():
+    """`init_state` may give a parameter itself, or one array twice."""
+
+    class Shared(eqx.Module):
+        start: jax.Array
+
+        def init_state(self):
+            return self.start, self.start
+
+        def __call__(self, state, x):
+            h = 0.9 * state[0] + x
+            return h, (h, h)
+
+    algorithm = etrace.DRTRL(Shared(jnp.ones(2)))
+    state = algorithm.init(jnp.ones(2))
+    for _ in range(2):
+        _, _, state = value_and_grad(algorithm, state, *sequence(10))
+    assert not algorithm.model.start.is_deleted()
