@@ -90,7 +90,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         mixing_tails: MixingTails = "now",
     ):
         check_model(model)
-        check_options(vjp_method, mixing_tails, trace_dtype)
+        check_options(vjp_method, mixing_tails, trace_dtype, batched)
         self.model = model
         self.name = type(self).__name__ if name is None else name
         self.vjp_method = vjp_method

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
 
 
-def check_options(vjp_method: Any, mixing_tails: Any, trace_dtype: Any) -> None:
+def check_options(
+    vjp_method: Any, mixing_tails: Any, trace_dtype: Any, batched: Any
+) -> None:
+    if not isinstance(batched, bool):
+        raise TypeError(
+            f"batched is {batched!r}; expected True or False. The batch size is that "
+            "of the inputs given to init(...)."
+        )
     if vjp_method not in ("single-step", "multi-step"):
         raise ValueError(
             f'vjp_method is {vjp_method!r}; expected "single-step" or "multi-step".'

@@ -36,6 +36,16 @@ def check_window(window: Any, reduction: Any) -> None:
         raise ValueError(f'reduction is {reduction!r}; expected "mean" or "sum".')
 
 
+def check_optimiser(optimiser: Any) -> None:
+    methods = (getattr(optimiser, name, None) for name in ("init", "update"))
+    if not all(map(callable, methods)):
+        raise TypeError(
+            f"optimiser is {kind_of(optimiser)}; expected an optax transformation, "
+            "with init(params) and update(grads, state, params), such as "
+            "optax.adam(1e-3)."
+        )
+
+
 def check_sequence(
     algorithm: Any, inputs: PyTree, targets: PyTree, mask: Any
 ) -> Sequence:

@@ -15,8 +15,15 @@ from jax import lax
 from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
-from ._check_sequence import Sequence, check_loss, check_sequence, check_window
+from ._check_sequence import (
+    Sequence,
+    check_loss,
+    check_optimiser,
+    check_sequence,
+    check_window,
+)
 from ._data import MultiStepData
+from ._model import kind_of
 
 LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
@@ -178,6 +185,7 @@ def learn(
     parameter changes, as usual in online learning.
     """
     check_window(window, reduction)
+    check_optimiser(optimiser)
     loss = _Loss(loss_fn, window, reduction, has_aux, carry=True)
 
     def driver(
@@ -264,7 +272,7 @@ def _start(algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequen
         return algorithm.init(*first)
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
-            f"state is a {type(state).__name__}; expected the triple (hidden, other, "
+            f"state is {kind_of(state)}; expected the triple (hidden, other, "
             "trace) of init(...) or of the last call, or None for a fresh state."
         )
     algorithm.check(*state, *first)

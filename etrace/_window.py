@@ -232,7 +232,9 @@ def roll_out(graph: Graph, arguments: tuple, multi: Sequence[bool], length: int)
     def body(state, slices):
         now = [s if m else x for x, s, m in zip(leaves, slices, multi, strict=True)]
         inputs = treedef.unflatten(now)
-        outputs, hidden, other = step(params, consts, state[0], state[1], inputs)
+        # `other` is carried along, never credited.
+        other = jax.tree.map(lax.stop_gradient, state[1])
+        outputs, hidden, other = step(params, consts, state[0], other, inputs)
         return (hidden, other), (outputs, state)
 
     slices = [x if m else None for x, m in zip(leaves, multi, strict=True)]

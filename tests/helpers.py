@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import etrace
-import etrace.testing as et
 import jax
 import jax.numpy as jnp
+
+import etrace
+import etrace.testing as et
 
 _examples = itertools.count(1)
 

@@ -5,22 +5,20 @@ import warnings
 from typing import Any
 
 import equinox as eqx
-import etrace
-import etrace.testing as et
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import etrace
+import etrace.testing as et
 
 from .helpers import examples, fresh_caches, gradient_by_windows
 
-
 TOLERANCE = 1e-9
-SPLITS = examples(ci=5, thorough=10)  # window splits per model
-
-# A vanilla RNN has no position-local memory: its D is zero.
-MEMORY = [kind for kind in et.CELLS if kind != "tanh"]
+SPLITS = examples(ci=5, thorough=13)  # window splits per model
 
 
 def draw_splits(
@@ -51,30 +49,29 @@ def starting_with(kind: str, others: list[str], max_layers: int):
     return et.net_specs(kinds=[kind, *others], max_layers=max_layers).map(with_kind)
 
 
-def remembers(problem: et.Problem) -> bool:
-    """Whether a traced weight enters a state with a memory that a loss sees later."""
-    layers = problem.model.spec.layers
-    later = problem.mask is None or bool(problem.mask[1:].any())
-    return later and any(x.kind in MEMORY and not x.norm for x in layers)
-
-
 @pytest.mark.parametrize("kind", et.CELLS)
-@hypothesis.settings(max_examples=examples(ci=4, thorough=20))
-@hypothesis.given(data=st.data())
-def test_single_step_equals_dense_reference(kind: str, data: st.DataObject):
-    specs = starting_with(kind, ["gru", "lif"], 3)
-    problem = data.draw(et.problems(specs=specs))
-    fresh_caches(4)
-    value, expected = problem.dense()
-    if remembers(problem):
-        # Where the past adds nothing, an agreement says nothing about a trace.
+def test_single_step_equals_dense_reference(kind: str):
+    shares = []
+
+    @hypothesis.settings(max_examples=examples(ci=4, thorough=15))
+    @hypothesis.given(data=st.data())
+    def run(data: st.DataObject):
+        specs = starting_with(kind, ["gru", "lif"], 3)
+        problem = data.draw(et.problems(specs=specs))
+        fresh_caches(3)
+        value, expected = problem.dense()
         _, now = problem.truncated(window=1)
-        assert et.gradient_distance(expected, now) > 1e-7
-    gradient = gradient_by_windows(etrace.DRTRL, problem, "single-step")
-    for split in draw_splits(data, len(jax.tree.leaves(problem.inputs)[0])):
-        got, grads = gradient(split)
-        assert jnp.allclose(got, value, rtol=TOLERANCE)
-        assert et.gradient_distance(grads, expected) < TOLERANCE
+        shares.append(et.gradient_distance(expected, now))
+        gradient = gradient_by_windows(etrace.DRTRL, problem, "single-step")
+        for split in draw_splits(data, len(jax.tree.leaves(problem.inputs)[0])):
+            got, grads = gradient(split)
+            assert jnp.allclose(got, value, rtol=TOLERANCE)
+            assert et.gradient_distance(grads, expected) < TOLERANCE
+
+    run()
+    # Where the past adds nothing, an agreement says nothing about a trace.
+    if kind != "tanh":  # a vanilla RNN has no position-local memory: its D is zero
+        assert np.mean(np.array(shares) > 1e-4) >= 0.5
 
 
 @pytest.mark.parametrize("kind", et.CELLS)
@@ -83,7 +80,7 @@ def test_single_step_equals_dense_reference(kind: str, data: st.DataObject):
 def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
     specs = starting_with(kind, ["lstm", "alif"], 2)
     problem = data.draw(et.problems(specs=specs))
-    fresh_caches(4)
+    fresh_caches(3)
     gradient = gradient_by_windows(etrace.DRTRL, problem, "multi-step")
     for split in draw_splits(data, len(jax.tree.leaves(problem.inputs)[0]), 3):
         value, expected = problem.dense(vjp_method="multi-step", window=split)
@@ -95,7 +92,7 @@ def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
 @hypothesis.settings(max_examples=examples(ci=5, thorough=20))
 @hypothesis.given(problem=et.problems(lengths=st.just(5)))
 def test_one_multi_step_window_is_bptt(problem: et.Problem):
-    fresh_caches(4)
+    fresh_caches(3)
     value, expected = problem.bptt()
     got, grads = gradient_by_windows(etrace.DRTRL, problem, "multi-step")((5,))
     assert jnp.allclose(got, value, rtol=TOLERANCE)
@@ -111,11 +108,9 @@ LOCAL = ["lru", "indrnn", "mingru", "leaky", "lif", "complex_lru"]
 def test_exact_on_position_local_recurrences(kind: str, data: st.DataObject):
     specs = et.net_specs(kinds=[kind], max_layers=1, norms=False, extras=False)
     problem = data.draw(et.problems(specs=specs))
-    fresh_caches(4)
+    fresh_caches(3)
     assert problem.exact
     _, expected = problem.bptt()
-    _, now = problem.truncated(window=1)
-    assert et.gradient_distance(expected, now) > 1e-7
     length = len(jax.tree.leaves(problem.inputs)[0])
     for method in ("single-step", "multi-step"):
         gradient = gradient_by_windows(etrace.DRTRL, problem, method)

@@ -214,7 +214,7 @@ class _SiteFinder:
                 propagate_backwards(
                     primitives,
                     {
-                        new[leaf]: g.offset + p.reshape(new[leaf].shape)
+                        new[leaf]: (g.offset + p).reshape(new[leaf].shape)
                         for leaf, p in zip(g.leaves, g.positions)
                     },
                     through_mixing=UNSET,
@@ -321,7 +321,7 @@ class _SiteFinder:
         self._record(edge, weight, len(self.sites) - 1, status, reason)
 
     def _has_mixing_tail(self, edge: Edge, site: Site) -> bool:
-        groups = {g for _, g, _ in self.found if _ == len(self.sites) - 1}
+        groups = {g for site, g, _ in self.found if site == len(self.sites) - 1}
         return any(
             (label == BLOCKED).any()
             for g, label in self._labels(self.reach, edge, site)

@@ -67,7 +67,7 @@ def find_positions(
             propagate_backwards(
                 primitives,
                 {
-                    new[leaf]: g.offset + positions.reshape(new[leaf].shape)
+                    new[leaf]: (g.offset + positions).reshape(new[leaf].shape)
                     for leaf, positions in zip(g.leaves, g.positions)
                 },
             )
@@ -247,7 +247,7 @@ class _ForwardWalk:
         for g in groups:
             for leaf, positions in zip(g.leaves, g.positions):
                 if old[leaf].inexact:
-                    self.labels[old[leaf]] = g.offset + positions.reshape(
+                    self.labels[old[leaf]] = (g.offset + positions).reshape(
                         old[leaf].shape
                     )
 
@@ -287,7 +287,7 @@ class _ForwardWalk:
             for j, o in enumerate(operands)
             if o is not None
         }
-        result = np.max(list(labels.values()), axis=0)
+        result = np.asarray(np.max(list(labels.values()), axis=0))
         conflict = np.any([(o >= 0) & (o != result) for o in labels.values()], axis=0)
         if conflict.any():
             for o in labels.values():
@@ -321,7 +321,7 @@ class _ForwardWalk:
             for leaf, positions in zip(g.leaves, g.positions):
                 label = self.labels.get(new[leaf])
                 if label is not None:
-                    own = g.offset + positions.reshape(label.shape)
+                    own = (g.offset + positions).reshape(label.shape)
                     yield leaf, label, np.where(label >= 0, own, UNSET)
 
     def arrivals(self, partition: _Partition, new: Sequence[Var]):
@@ -347,12 +347,12 @@ class _ForwardWalk:
                 label = np.broadcast_to(label, leaving.shape)
                 back = self._returns(equation.outputs, label, mixing)
                 if (leaving & ~back).any():
-                    exits[i, j] = leaving & ~back
+                    exits[i, j] = np.asarray(leaving & ~back)
                 if (leaving & back).any():
                     closed.append((i, j))
         for j, v in enumerate(program.outputs):
             if v in self.labels:
-                exits[len(program.equations), j] = self.labels[v] >= 0
+                exits[len(program.equations), j] = np.asarray(self.labels[v] >= 0)
         return tuple(closed), exits
 
     def _returns(self, outputs, label: np.ndarray, mixing: bool) -> np.ndarray:

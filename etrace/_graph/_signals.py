@@ -233,7 +233,8 @@ class Steps:
             for leaf, positions in zip(g.leaves, g.positions):
                 var = graph.new[leaf]
                 label = graph.positions.forward.get(var, np.full(var.shape, UNSET))
-                result[leaf] = label == g.offset + positions.reshape(var.shape)
+                own = (g.offset + positions).reshape(var.shape)
+                result[leaf] = np.asarray(label == own)
         return result
 
     @functools.cached_property

@@ -42,7 +42,7 @@ class DRTRL(ETraceVjpAlgorithm):
             a = window.at_trace(t, adjoints, 1)
             f, x = window.immediate(t)
             past = per_parameter.contract(a[0], trace)
-            inside = jnp.sum(a[1:] * f[:-1], axis=2)
+            inside = jnp.sum(a[1:].astype(f.dtype) * f[:-1], axis=2)
             gradients.append(past + per_parameter.outer_sum(inside, x[:-1]))
         return window.pull_back(gradients)
 
@@ -54,6 +54,6 @@ class DRTRL(ETraceVjpAlgorithm):
         for t, trace in enumerate(data):
             d = window.at_trace(t, propagators, 2)
             f, x = window.immediate(t)
-            moved = jnp.sum(d[1:] * f[:, :, None], axis=3)
+            moved = jnp.sum(d[1:].astype(f.dtype) * f[:, :, None], axis=3)
             result.append(per_parameter.advance(trace, d[0], moved, x))
         return tuple(result)

@@ -7,6 +7,7 @@ bfloat16 trace is rounded once a window.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -54,13 +55,19 @@ def contract(a: Array, trace: Array) -> Array:
 
 def outer_sum(g: Array, x: Array) -> Array:
     """Σ g ⊗ x over time, batch and p: [b, o, c]."""
-    dtype = jnp.promote_types(g.dtype, x.dtype)
+    dtype = wider(g, x)
     return jnp.einsum("kBbpo,kBbpc->boc", g.astype(dtype), x.astype(dtype))
+
+
+def wider(*arrays: Array) -> Any:
+    """The dtype that holds them all, also where promotion is forbidden."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)
 
 
 def _working(trace: Array, signal: Array) -> Any:
     """The dtype to compute in: the wider one; real if the trace is."""
-    dtype = jnp.promote_types(trace.dtype, signal.dtype)
+    dtype = wider(trace, signal)
     return dtype if jnp.iscomplexobj(trace) else jnp.finfo(dtype).dtype
 
 
