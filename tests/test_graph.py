@@ -220,11 +220,17 @@ def leak(m, h):
     return jax.nn.sigmoid(m.a) * h
 
 
+def filled(u):
+    return u.at[np.array([2, 0, 9, 1])].get(mode="fill", fill_value=0.0)
+
+
 MASK = np.array([[0.0, 1.0, 1.0]])
 PERMUTATION = np.array([2, 0, 3, 1])
 EXACT = {
     "roll": lambda m, h, x: leak(m, h) + jnp.roll(m.b @ x, 1),
     "permutation": lambda m, h, x: leak(m, h) + (m.b @ x)[PERMUTATION],
+    "out of bounds": lambda m, h, x: leak(m, h) + filled(m.b @ x),
+    "pad": lambda m, h, x: leak(m, h) + jnp.pad((m.b @ x)[1:], (0, 1)),
     "transpose": lambda m, h, x: leak(m, h) + (x @ m.b.T),
     "split": lambda m, h, x: leak(m, h) + jnp.concatenate(jnp.split(m.b @ x, 2)),
     "cond": branches,

@@ -110,20 +110,24 @@ class Primitives:
         equation = self.program.equations[i]
         indices = _INDEXED_MOVEMENT.get(equation.name, slice(0, 0))
         fixed = set(range(len(equation.inputs))[indices])
-        operands, offset = [], 0
-        for j, v in enumerate(equation.inputs):
-            if j in fixed:
-                operands.append(jnp.asarray(self.known(v)))
-            elif equation.name == "pad" and j == 1:
-                operands.append(jnp.asarray(NOTHING, jnp.int32))
-            else:
-                ids = np.arange(offset, offset + v.size, dtype=np.int32)
-                operands.append(jnp.asarray(ids.reshape(v.shape)))
-            offset += v.size
-        with jax.ensure_compile_time_eval():
-            moved = equation.fun(*operands)
-        # Out-of-bounds gathers fill with the most negative integer.
-        return tuple(np.asarray(np.maximum(m, NOTHING)) for m in moved)
+        total = sum(v.size for v in equation.inputs)
+
+        def move(first: int):
+            operands, start = [], first
+            for j, v in enumerate(equation.inputs):
+                if j in fixed:
+                    operands.append(jnp.asarray(self.known(v)))
+                else:
+                    ids = np.arange(start, start + v.size, dtype=np.int32)
+                    operands.append(jnp.asarray(ids.reshape(v.shape)))
+                start += v.size
+            return map(np.asarray, equation.fun(*operands))
+
+        # Numbers that come from no operand do not move with the numbering: what a
+        # gather fills in out of bounds (possibly a NaN, cast to an integer).
+        with jax.ensure_compile_time_eval(), np.errstate(invalid="ignore"):
+            pairs = list(zip(move(0), move(total), strict=True))
+        return tuple(np.asarray(np.where(b - a == total, a, NOTHING)) for a, b in pairs)
 
 
 def concrete(value: Any) -> np.ndarray | None:

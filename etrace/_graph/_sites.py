@@ -188,15 +188,18 @@ def _rows(equation: Equation, axis: int, row: Sequence[int]) -> LinearForm:
     p, o, c = _size(out, places), _size(out, row), weight.shape[axis]
     w_order = (*(d for d in range(len(weight.shape)) if d != axis), axis)
     numbers = np.arange(c).reshape([c if d == axis else 1 for d in range(len(w_order))])
+    table = np.broadcast_to(numbers, weight.shape).astype(np.float32)
 
     def canonical(z):
         return z.transpose((*places, *row)).reshape(1, p, o)
 
     def local_input(w, *indices):
-        # The operation itself says which row it takes where (none: negative).
-        table = jnp.broadcast_to(jnp.asarray(numbers, jnp.int32), weight.shape)
-        (taken,) = equation.fun(table, *indices)
-        return jax.nn.one_hot(canonical(taken)[:, :, 0], c, dtype=w.dtype)
+        # The operation itself says which row it takes where. What it fills in for rows
+        # out of bounds does not move with the table.
+        (taken,) = equation.fun(jnp.asarray(table), *indices)
+        (moved,) = equation.fun(jnp.asarray(table + c), *indices)
+        row = jnp.where(moved - taken == c, taken, -1).astype(jnp.int32)
+        return jax.nn.one_hot(canonical(row)[:, :, 0], c, dtype=w.dtype)
 
     return LinearForm(
         (1, p, o, c),
