@@ -107,9 +107,9 @@ LOCAL = ["lru", "indrnn", "mingru", "leaky", "lif", "complex_lru"]
 @hypothesis.given(data=st.data())
 def test_exact_on_position_local_recurrences(kind: str, data: st.DataObject):
     specs = et.net_specs(kinds=[kind], max_layers=1, norms=False, extras=False)
-    problem = data.draw(et.problems(specs=specs))
+    exact = specs.filter(lambda spec: spec.exact)
+    problem = data.draw(et.problems(specs=exact))
     fresh_caches(3)
-    assert problem.exact
     _, expected = problem.bptt()
     length = len(jax.tree.leaves(problem.inputs)[0])
     for method in ("single-step", "multi-step"):
