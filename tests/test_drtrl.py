@@ -44,7 +44,12 @@ def starting_with(kind: str, others: list[str], max_layers: int):
     def with_kind(spec: et.NetSpec) -> et.NetSpec:
         changed = len(spec.layers) if spec.tied else 1
         layers = [dataclasses.replace(x, kind=kind) for x in spec.layers[:changed]]
-        return dataclasses.replace(spec, layers=(*layers, *spec.layers[changed:]))
+        spec = dataclasses.replace(spec, layers=(*layers, *spec.layers[changed:]))
+        try:
+            spec.check()
+        except ValueError:  # this kind has no recurrent weights to tie
+            spec = dataclasses.replace(spec, tied=False)
+        return spec
 
     return et.net_specs(kinds=[kind, *others], max_layers=max_layers).map(with_kind)
 
