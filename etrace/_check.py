@@ -204,9 +204,7 @@ def _expected_trace(
     options = {k: v for k, v in vars(algorithm).items() if k != "model"}
     options = jax.tree.map(lambda x: shape_of(x) if eqx.is_array(x) else x, options)
     key = (type(algorithm), Static.of(options), graph, batch)
-    compute = lambda: Spec.of(  # noqa: E731
-        jax.eval_shape(lambda: algorithm._init_etrace_data(graph, batch))
-    )
+    compute = lambda: Spec.of(algorithm.trace_spec(graph, batch or 1))  # noqa: E731
     try:
         hash(key)
     except TypeError:  # an option that cannot be hashed
