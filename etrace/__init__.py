@@ -1,6 +1,7 @@
 """Online learning by eligibility traces, for recurrent and spiking networks in JAX."""
 
 from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm, Trace as Trace
+from ._backward import LearningSignals as LearningSignals
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData
 from ._graph import (
     Report as Report,
@@ -12,4 +13,4 @@ from ._sequence import (
     learn as learn,
     value_and_grad as value_and_grad,
 )
-from ._window import LearningSignals as LearningSignals, Window as Window
+from ._window import Window as Window

@@ -7,7 +7,7 @@ the past".
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._axes import Axes, batch_size, repeat_over_batch
+from ._backward import LearningSignals, multi_step, roll_out_with_vjp, single_step
 from ._check import check_call, check_options
 from ._data import as_arrays, untag
-from ._graph import Graph, MixingTails, Report, Steps, graph_of
+from ._graph import Graph, MixingTails, Report, Steps, graph_of, is_inexact
 from ._model import (
     Call,
     Spec,
@@ -27,15 +29,18 @@ from ._model import (
     is_array,
     split_model,
 )
-from ._window import LearningSignals, Window, each_step, is_inexact, last, roll_out
+from ._window import Window
+from ._xla import wait
 
 VjpMethod = Literal["single-step", "multi-step"]
+_Ran = tuple[Window, Callable | None]
 
 
 class Trace(eqx.Module):
     """The eligibility traces of one algorithm, and the graph they belong to.
 
     - `data`: what the rule stores; for most rules one array per trace of the graph.
+      None for a zero trace that was not made.
     """
 
     data: PyTree
@@ -112,13 +117,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         merely carried, and a zero trace. With `batched=True` every leaf has a leading
         batch axis; typed PRNG keys in the state are split, one per example.
         """
-        graph, batch = self._graph(inputs)
-        hidden, other = initial_state(self.model, self.hidden_filter)
-        if self.batched:
-            hidden, other = _with_batch((hidden, other), batch)
-        hidden, other = jax.tree.map(lambda x: x.copy(), (hidden, other))
-        data = self._init_etrace_data(graph, batch if self.batched else None)
-        return hidden, other, Trace(data, graph)
+        return self._made(*self._begin(*inputs))
 
     def update(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -228,70 +227,108 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         The residuals are the window and the incoming trace.
         """
-        graph = trace.graph
-        plain, multi, length = untag(inputs)
-        multi = tuple(jax.tree.leaves(multi))
-        state = (hidden, other)
-        if not self.batched:
-            state, plain = _add_batch(state, plain, multi)
-        _, consts, _ = split_model(self.model)
-        rolled = roll_out(graph, (params, consts, *state, plain), multi, length or 1)
-        outputs, before_h, before_o, hidden, other = rolled
-        arguments = (params, consts, before_h, before_o, plain)
-        signals = each_step(Steps(graph).signals, plain, multi)(arguments)
-        window = Window(graph, *arguments, multi, signals)
-        data = self._update_etrace_data(self._get_etrace_data(trace), window)
-        new_trace = self._assign_etrace_data(trace, data)
-        drop = () if self.batched else (1,)
-        drop += () if length else (0,)
-        outputs = jax.tree.map(lambda x: jnp.squeeze(x, drop), outputs)
-        if not self.batched:
-            hidden, other = last((hidden, other), 0)
-        return (outputs, hidden, other, new_trace), (window, trace, inputs)
+        outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
+        new_trace = self._advanced(trace, ran[0])
+        return (outputs, *last, new_trace), (ran, trace, inputs)
 
     def _update_bwd(
         self, residuals: PyTree, cotangents: tuple[PyTree, ...]
     ) -> tuple[PyTree | None, ...]:
         """Cotangents of (params, inputs, hidden, other, trace); None is zero."""
-        window, trace, tagged = residuals
+        ran, trace, inputs = residuals
         outputs, hidden, other, _ = cotangents
-        _, _, length = untag(tagged)
-        add = (() if length else (0,)) + (() if self.batched else (1,))
-        outputs = jax.tree.map(functools.partial(_expand, axes=add), outputs)
-        if not self.batched:
-            hidden, other = jax.tree.map(
-                functools.partial(_expand, axes=(0,)), (hidden, other)
-            )
-        spatial = (outputs, hidden, other)
-        data = self._get_etrace_data(trace)
-        if self.vjp_method == "single-step":
-            now, inputs, signals = window.spatial_gradients(spatial)
-            past = self._solve_weight_gradients(data, window, signals)
-        else:
-            now, inputs, signals = window.backpropagate(spatial)
-            past = self._solve_weight_gradients(data, window.part(0, 1), signals)
-        params = jax.tree.map(jnp.add, now, past)
-        return (
-            params,
-            self._input_cotangents(tagged, inputs, window.multi),
-            None,
-            None,
-            None,
-        )
+        axes = Axes(self.batched, untag(inputs)[2])
+        outputs = axes.add_to_outputs(outputs)
+        last = axes.add_to_state((hidden, other))
+        params, at_inputs = self._gradients(trace, ran, (outputs, last))
+        leaves, treedef = jax.tree.flatten(inputs)
+        flows = list(map(is_inexact, leaves))
+        multi = [m for m, f in zip(ran[0].multi, flows, strict=True) if f]
+        found = iter(axes.drop_from_inputs(at_inputs, multi))
+        at_inputs = treedef.unflatten([next(found) if f else None for f in flows])
+        return params, at_inputs, None, None, None
 
-    def _input_cotangents(self, tagged, cotangents: Sequence[Array], multi):
-        """Arranges cotangents of the inexact inputs like the inputs, tags included."""
-        leaves, treedef = jax.tree.flatten(tagged)
-        remaining = iter(cotangents)
-        result = []
-        for x, m in zip(leaves, multi, strict=True):
-            if not is_inexact(x):
-                result.append(None)
-            elif self.batched:
-                result.append(next(remaining))
-            else:
-                result.append(jnp.squeeze(next(remaining), 1 if m else 0))
-        return treedef.unflatten(result)
+    def _loss_and_gradients(
+        self,
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        state: tuple[PyTree, PyTree, Trace],
+        loss: Callable[[PyTree], tuple[Array, Any]],
+    ) -> tuple[Array, Any, PyTree, tuple[PyTree, PyTree, Trace]]:
+        """(value, aux, gradients of the parameters, new state) of one call.
+
+        What `jax.grad` through `update` gives, for a loss of the outputs alone. The
+        trace is read before it is advanced, so that XLA can write over it.
+        """
+        hidden, other, trace = state
+        own = ("_update", "_update_fwd", "_update_bwd")
+        if not self.keeps(ETraceVjpAlgorithm, *own, "_true_update_fun"):
+
+            def updated(params):
+                arguments = (params, inputs, hidden, other, trace)
+                outputs, *state = self._true_update_fun(*arguments)
+                value, aux = loss(outputs)
+                return value, (aux, tuple(state))
+
+            grad = jax.value_and_grad(updated, has_aux=True)
+            (value, (aux, state)), gradients = grad(params)
+            return value, aux, gradients, state
+        outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
+        value, pull, aux = jax.vjp(loss, outputs, has_aux=True)
+        (cotangents,) = pull(jnp.ones_like(value))
+        cotangents = Axes(self.batched, untag(inputs)[2]).add_to_outputs(cotangents)
+        gradients, _ = self._gradients(trace, ran, (cotangents, None))
+        new_trace = self._advanced(wait(trace, gradients), ran[0])
+        return value, aux, gradients, (*last, new_trace)
+
+    def _run(
+        self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], graph: Graph
+    ) -> tuple[PyTree, tuple[PyTree, PyTree], _Ran]:
+        """(outputs, (hidden, other) after the last step, the window and, if gradients
+        go back through all of it, the way back)."""
+        plain, multi, length = untag(inputs)
+        axes = Axes(self.batched, length)
+        plain = axes.add_to_inputs(plain, multi)
+        state = axes.add_to_state(state)
+        multi = tuple(jax.tree.leaves(multi))
+        _, consts, _ = split_model(self.model)
+        steps = Steps(graph, multi, length or 1, len(jax.tree.leaves(state)[0]))
+        arguments = (params, consts, state, plain)
+        if self.vjp_method == "single-step":
+            result, pull = steps.roll_out(*arguments), None
+        else:
+            result, pull = roll_out_with_vjp(steps, *arguments)
+        outputs, rolled, last = result
+        window = Window(graph, params, consts, plain, multi, rolled)
+        last = axes.drop_from_state(last)
+        return axes.drop_from_outputs(outputs), last, (window, pull)
+
+    def _advanced(self, trace: Trace, window: Window) -> Trace:
+        """The trace after the window."""
+        graph, batch = window.graph, window.size[1]
+        data = self._update_etrace_data(self._data(trace, batch), window)
+        if trace.data is None:
+            trace = Trace(self.trace_spec(graph, batch), graph)
+        return self._assign_etrace_data(trace, data)
+
+    def _gradients(
+        self, trace: Trace, ran: _Ran, cotangents: tuple[PyTree, PyTree | None]
+    ) -> tuple[PyTree, list[Array]]:
+        """Those of the parameters and of the inexact inputs, for cotangents of
+        (outputs, last state)."""
+        window, pull = ran
+        data = self._data(trace, window.size[1])
+        if pull is None:
+            signals, inputs = single_step(window, cotangents)
+        else:
+            window, signals, inputs = multi_step(window, pull, cotangents)
+        return self._solve_weight_gradients(data, window, signals), inputs
+
+    def _data(self, trace: Trace, batch: int) -> PyTree:
+        """What the rule works on, also if no trace was made yet."""
+        if trace.data is None:
+            return self._zero_etrace_data(trace.graph, batch)
+        return self._get_etrace_data(trace)
 
     # -------------------------------------------------------------- what a rule decides
 
@@ -299,7 +336,7 @@ class ETraceVjpAlgorithm(eqx.Module):
     def _solve_weight_gradients(
         self, data: PyTree, window: Window, signals: LearningSignals
     ) -> PyTree:
-        """The past's part of the gradient, a pytree like the parameters.
+        """The gradient of the parameters: `signals.gradients(...)` of the past.
 
         `data` is the trace *before* the window.
         """
@@ -331,18 +368,54 @@ class ETraceVjpAlgorithm(eqx.Module):
             for t in range(len(graph.traces))
         )
 
+    def _zero_etrace_data(self, graph: Graph, batch: int) -> PyTree:
+        """What the rule works on before the first step, if no trace was made."""
+        stored = self._init_etrace_data(graph, batch if self.batched else None)
+        return self._get_etrace_data(Trace(stored, graph))
+
+    def _packed(self, data: PyTree) -> PyTree:
+        """What is stored, in a form in which XLA carries it through a loop well."""
+        return data
+
+    def _unpacked(self, data: PyTree) -> PyTree:
+        """The inverse of `_packed`."""
+        return data
+
     def _remembers_all(self) -> bool:
         """Whether traces hold components that no position-local path reads later."""
         return self.vjp_method == "multi-step"
 
+    def keeps(self, base: type, *names: str) -> bool:
+        """Whether these methods are still those of `base`, not overridden."""
+        return all(getattr(type(self), n) is getattr(base, n) for n in names)
+
     # ------------------------------------------------------------------------- internal
+
+    def _begin(self, *inputs: PyTree) -> tuple[PyTree, PyTree, Trace]:
+        """The state before the first step; its trace is not made."""
+        graph, batch = self._graph(inputs)
+        state = initial_state(self.model, self.hidden_filter)
+        if self.batched:
+            state = repeat_over_batch(state, batch)
+        hidden, other = jax.tree.map(lambda x: x.copy(), state)
+        return hidden, other, Trace(None, graph)
+
+    def _made(
+        self, hidden: PyTree, other: PyTree, trace: Trace
+    ) -> tuple[PyTree, PyTree, Trace]:
+        """The same state, its trace made if it was not."""
+        if trace.data is None:
+            batch = len(jax.tree.leaves(hidden)[0]) if self.batched else None
+            data = self._init_etrace_data(trace.graph, batch)
+            trace = Trace(data, trace.graph)
+        return hidden, other, trace
 
     def _graph(self, inputs: tuple[PyTree, ...]) -> tuple[Graph, int]:
         """The graph of one step with such inputs, and the batch size (1 if none)."""
         plain, multi, _ = untag(as_arrays(inputs))
         leaves, treedef = jax.tree.flatten(plain)
         drop = [int(m) + int(self.batched) for m in jax.tree.leaves(multi)]
-        batch = _batch_size(leaves, drop) if self.batched else 1
+        batch = batch_size(leaves, drop) if self.batched else 1
         structs = [
             jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in zip(leaves, drop)
         ]
@@ -379,44 +452,3 @@ def _backward(static, residuals, cotangents):
 def _update(algorithm: ETraceVjpAlgorithm, hidden, other, trace, inputs):
     params, _, _ = split_model(algorithm.model)
     return algorithm._true_update_fun(params, inputs, hidden, other, trace)
-
-
-def _batch_size(leaves: Sequence[Array], drop: Sequence[int]) -> int:
-    sizes = set()
-    for x, d in zip(leaves, drop, strict=True):
-        if x.ndim < d:
-            raise ValueError(
-                f"batched=True, but an input has shape {x.shape}: expected a batch "
-                "axis at the front (behind the time axis of MultiStepData)."
-            )
-        sizes.add(x.shape[d - 1])
-    if len(sizes) != 1:
-        raise ValueError(
-            f"batched=True, but the inputs have batch sizes {sorted(sizes)}; expected "
-            "one batch size for all, at the front (behind the time axis of "
-            "MultiStepData)."
-        )
-    return sizes.pop()
-
-
-def _with_batch(tree: PyTree, batch: int) -> PyTree:
-    def one(x):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.vmap(lambda k: jax.random.split(k, batch), out_axes=-1)(
-                x.reshape(-1)
-            ).reshape(batch, *x.shape)
-        return jnp.broadcast_to(x, (batch, *x.shape))
-
-    return jax.tree.map(one, tree)
-
-
-def _add_batch(state: PyTree, inputs: PyTree, multi: Sequence[bool]):
-    state = jax.tree.map(lambda x: x[None], state)
-    leaves, treedef = jax.tree.flatten(inputs)
-    inputs = [x[:, None] if m else x[None] for x, m in zip(leaves, multi, strict=True)]
-    return state, treedef.unflatten(inputs)
-
-
-def _expand(x, axes: tuple[int, ...]):
-    """`expand_dims` that lets cotangents of integers (float0) pass."""
-    return x if x.dtype == jax.dtypes.float0 else jnp.expand_dims(x, axes)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from ._algorithm import ETraceVjpAlgorithm
+from ._algorithm import ETraceVjpAlgorithm, Trace
 from ._check_sequence import (
     Sequence,
     check_loss,
@@ -45,17 +45,15 @@ class _Loss(eqx.Module):
         return sequence, _start(algorithm, state, sequence)
 
     def gradient(self, algorithm, state, part: Sequence):
-        """((value, (state, aux)), grads) of one window; the value is a sum."""
-        params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
+        """(value, aux, gradients, state) of one window; the value is a sum."""
+        params = eqx.filter(algorithm.model, eqx.is_inexact_array)
 
-        @eqx.filter_value_and_grad(has_aux=True)
-        def windowed(params):
-            now = algorithm.with_model(eqx.combine(params, rest))
-            outputs, *new = now.update(*state, *map(MultiStepData, part.inputs))
+        def loss(outputs):
             losses, aux = self._losses(outputs, part)
-            return jnp.sum(losses), (tuple(new), aux)
+            return jnp.sum(losses), aux
 
-        return windowed(params)
+        inputs = tuple(map(MultiStepData, part.inputs))
+        return algorithm._loss_and_gradients(params, inputs, state, loss)
 
     def _losses(self, outputs: PyTree, part: Sequence):
         """The losses of all steps, weighted by the mask."""
@@ -143,17 +141,20 @@ def _value_and_grad(kept, state):
 
     def step(carry, part):
         grads, state = carry
-        (value, (state, aux)), more = loss.gradient(algorithm, state, part)
+        value, aux, more, state = loss.gradient(algorithm, state, part)
         return (jax.tree.map(jnp.add, grads, more), state), (value, aux)
 
     params = eqx.filter(algorithm.model, eqx.is_inexact_array)
     zeros = jax.tree.map(jnp.zeros_like, params)
+    state = _packed(algorithm, _ready(algorithm, state, sequence, loss.window))
     (grads, state), results = _over_windows(step, (zeros, state), sequence, loss.window)
     values, aux = zip(*results, strict=True)
     value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
     value = (value, _along_time(aux)) if loss.has_aux else value
     # A state that is not returned is not computed either.
-    return (value, grads, state) if loss.carry else (value, grads)
+    if not loss.carry:
+        return value, grads
+    return value, grads, _unpacked(algorithm, state)
 
 
 def learn(
@@ -210,11 +211,12 @@ def learn(
 def _learn(kept, state):
     loss, optimiser, algorithm, optimiser_state, sequence = kept
     params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
+    state = _packed(algorithm, _ready(algorithm, state, sequence, loss.window))
 
     def step(carry, part):
         params, optimiser_state, state = carry
         now = algorithm.with_model(eqx.combine(params, rest))
-        (value, (state, aux)), grads = loss.gradient(now, state, part)
+        value, aux, grads, state = loss.gradient(now, state, part)
         value, grads = loss.scale((value, grads), part)
         updates, optimiser_state = optimiser.update(grads, optimiser_state, params)
         params = eqx.apply_updates(params, updates)
@@ -227,7 +229,7 @@ def _learn(kept, state):
     values, aux = zip(*results, strict=True)
     losses = jnp.concatenate(values)
     losses = (losses, _along_time(aux)) if loss.has_aux else losses
-    return algorithm, optimiser_state, state, losses
+    return algorithm, optimiser_state, _unpacked(algorithm, state), losses
 
 
 def evolve(
@@ -256,6 +258,7 @@ def evolve(
 @eqx.filter_jit(donate="all-except-first")
 def _evolve(kept, state):
     algorithm, sequence, window = kept
+    state = algorithm._made(*state)
 
     def step(state, part):
         outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
@@ -269,7 +272,7 @@ def _start(algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequen
     """The state to start from, checked."""
     first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
     if state is None:
-        return algorithm.init(*first)
+        return algorithm._begin(*first)
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "
@@ -277,6 +280,21 @@ def _start(algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequen
         )
     algorithm.check(*state, *first)
     return tuple(state)
+
+
+def _ready(algorithm, state: tuple, sequence: Sequence, window: int) -> tuple:
+    """The state to begin with: a single window needs no zero trace."""
+    return state if sequence.length <= window else algorithm._made(*state)
+
+
+def _packed(algorithm, state: tuple) -> tuple:
+    hidden, other, trace = state
+    return hidden, other, Trace(algorithm._packed(trace.data), trace.graph)
+
+
+def _unpacked(algorithm, state: tuple) -> tuple:
+    hidden, other, trace = state
+    return hidden, other, Trace(algorithm._unpacked(trace.data), trace.graph)
 
 
 def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):

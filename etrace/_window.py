@@ -4,111 +4,123 @@ Inside a window every array has a leading time axis of length k and a batch axis
 the call batched or not, one step or many.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._graph._graph import Graph
-from ._graph._signals import LocalSignals, Steps, take
-from ._model import split_complex
-
-
-class LearningSignals(eqx.Module):
-    """What the loss of a window says about its states.
-
-    - `boundary`: per group, B_t = ∂L_t/∂h_{t-1} with gradients stopped in the group's
-      own recurrence, [k, batch, S, P].
-    """
-
-    boundary: tuple[Array, ...]
+from ._graph import Graph, LocalRegion, Rolled, Steps, take
+from ._recursion import assembled, backwards, entries, reachable
 
 
 class Window(eqx.Module):
-    """k steps: the arguments of each, and its local derivatives.
+    """k steps of a batch.
 
-    - `hidden`, `other`: the states *before* each step, [k, batch, ...].
-    - `inputs`: leaves [k, batch, ...], or [batch, ...] for those fed at every step.
-    - `signals`: the local derivatives of each step, leading axes [k, batch].
+    - `graph`: what is traced.
+    - `params`, `consts`: the model's arrays.
+    - `inputs`: leaves [k, batch, ...], or [batch, ...] for those fed at every step;
+      `multi` says which.
+    - `rolled`: the states before each step, and what its mixing operations gave.
     """
 
     graph: Graph = eqx.field(static=True)
     params: PyTree
     consts: PyTree
-    hidden: PyTree
-    other: PyTree
     inputs: PyTree
     multi: tuple[bool, ...] = eqx.field(static=True)
-    signals: LocalSignals
+    rolled: Rolled
 
-    # ------------------------------------------------------------------- trace algebra
+    # -------------------------------------------------------------------- what is in it
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The number of steps k and of examples."""
+        k, batch = self.rolled.hidden[0].shape[:2]
+        return k, batch
 
     @property
     def length(self) -> int:
-        return jax.tree.leaves(self.hidden)[0].shape[0]
-
-    def part(self, start: int, stop: int) -> "Window":
-        """The steps from `start` up to `stop`."""
-        cut = lambda x: x[start:stop]  # noqa: E731
-        head = lambda tree: jax.tree.map(cut, tree)  # noqa: E731
-        leaves, treedef = jax.tree.flatten(self.inputs)
-        inputs = [cut(x) if m else x for x, m in zip(leaves, self.multi, strict=True)]
-        return Window(
-            self.graph,
-            self.params,
-            self.consts,
-            head(self.hidden),
-            head(self.other),
-            treedef.unflatten(inputs),
-            self.multi,
-            head(self.signals),
-        )
-
-    def immediate(self, t: int) -> tuple[Array, Array]:
-        """Of trace t: f [k, batch, components, b, p, o] and x [k, batch, b, p, c].
-
-        What a step adds to the trace is f ⊗ x.
-        """
-        site = self.graph.traces[t].site
-        return self.signals.immediate[t], self.signals.local_input[site]
+        """The number of steps, k."""
+        return self.size[0]
 
     def steps(self) -> "list[Window]":
         """The steps of the window, each as a window of its own."""
         return [self.part(t, t + 1) for t in range(self.length)]
 
-    def adjoints(self, boundary: Sequence[Array]) -> tuple[Array, ...]:
-        """The adjoint of the state before each step, per group [k, batch, S, P].
-
-        a_{t-1} = B_t + D_tᵀ a_t, backwards from a_k = 0.
-        """
-
-        def back(adjoint, step):
-            b, d = step
-            adjoint = b + jnp.einsum("bijp,bip->bjp", d, adjoint)
-            return adjoint, adjoint
-
-        return tuple(
-            lax.scan(back, jnp.zeros_like(b[0]), (b, d), reverse=True)[1]
-            for b, d in zip(boundary, self.signals.jacobian, strict=True)
+    def part(self, start: int, stop: int) -> "Window":
+        """The steps from `start` up to `stop`."""
+        cut = lambda x: x[start:stop]  # noqa: E731
+        leaves, treedef = jax.tree.flatten(self.inputs)
+        inputs = [cut(x) if m else x for x, m in zip(leaves, self.multi, strict=True)]
+        known = zip(self.evaluation.mixing, self.rolled.known, strict=True)
+        depth = self.evaluation.depth
+        rolled = Rolled(
+            list(map(cut, self.rolled.hidden)),
+            list(map(cut, self.rolled.other)),
+            [cut(x) if depth[v] == 2 else x for v, x in known],
         )
+        arrays = (self.params, self.consts, treedef.unflatten(inputs), self.multi)
+        return Window(self.graph, *arrays, rolled)
 
-    def propagators(self) -> tuple[Array, ...]:
-        """D_k … D_{j+1} for j = 0 … k, per group [k + 1, batch, S, S, P]."""
+    # ---------------------------------------------------------------- local derivatives
 
-        def back(product, d):
-            return jnp.einsum("bijp,bjkp->bikp", product, d), product
+    @functools.cached_property
+    def jacobian(self) -> tuple[Array, ...]:
+        """D = ∂h_t/∂h_{t-1} along position-local paths.
 
+        Per group, [k, batch, S (new), S (old), P].
+        """
+        return self.local.jacobian()
+
+    def immediate(self, t: int) -> tuple[Array, Array]:
+        """Of trace t: f [k, batch, components, b, p, o] and x [k, batch, b, p, c].
+
+        f = ∂h_t/∂z along position-local paths; what a step adds to the trace is f ⊗ x.
+        """
+        spec = self.graph.traces[t]
+        identity = self._identities[spec.group]
+        moved = self.moved([identity if g == spec.group else None for g in self._all])
+        return moved[t], self.local_input(t)
+
+    def local_input(self, t: int) -> Array:
+        """Of trace t: what its site reads, x [k, batch, b, p, c]."""
+        return self.local.local_input(self.graph.traces[t].site)
+
+    def at_sites(self, signals: Sequence[Array | None]) -> list[Any]:
+        """Pulls signals at the states after each step back to the sites.
+
+        `signals` are per group, [k, batch, S, P], or None for nothing; the result is
+        per trace, a_j · f_j for a signal a: [k, batch, b, p, o] or None.
+        """
+        return self.local.at_sites(signals)
+
+    def moved(self, jacobians: Sequence[Array | None]) -> list[Any]:
+        """Multiplies f of each step with a matrix: Σ_m J_j[s, m] f_j[m].
+
+        `jacobians` are per group, [k, batch, S, S, P], or None for nothing; the result
+        is per trace, [k, batch, components, b, p, o] or None.
+        """
+        traces = self.graph.traces
+        rows = []
+        for s in range(max([g.components for g in self._groups], default=0)):
+            signals = [
+                j[:, :, s] if j is not None and s < g.components else None
+                for j, g in zip(jacobians, self._groups, strict=True)
+            ]
+            rows.append(self.at_sites(signals))
         result = []
-        for d in self.signals.jacobian:
-            one = jnp.eye(d.shape[2], dtype=d.dtype)[None, :, :, None]
-            last = jnp.broadcast_to(one, d.shape[1:])
-            whole, partial = lax.scan(back, last, d, reverse=True)
-            result.append(jnp.concatenate([whole[None], partial]))
-        return tuple(result)
+        for t, spec in enumerate(traces):
+            shape = (*self.size, 0, *spec.positions.shape)
+            own = [rows[s][t] for s in spec.components]
+            none = jacobians[spec.group] is None
+            empty = jnp.zeros(shape, self.graph.trace_dtype(t))
+            result.append(None if none else jnp.stack(own, axis=2) if own else empty)
+        return result
 
     def at_trace(self, t: int, per_group: Sequence[Array], axes: int) -> Array:
         """Takes per-group arrays [..., S, P] to a trace, [..., components, b, p, o].
@@ -117,141 +129,83 @@ class Window(eqx.Module):
         """
         spec = self.graph.traces[t]
         values = per_group[spec.group]
-        for axis in range(-1 - axes, -1):
-            values = jnp.take(values, jnp.asarray(spec.components, int), axis=axis)
+        if spec.components != tuple(range(values.shape[-2])):
+            chosen = jnp.asarray(spec.components, int)
+            for axis in range(-1 - axes, -1):
+                values = jnp.take(values, chosen, axis=axis)
         return take(values, spec.positions)
 
-    def pull_back(self, gradients: Sequence[Array]) -> PyTree:
+    # ----------------------------------------------------------------- through a window
+
+    def adjoints(self, boundary: Sequence[Array]) -> tuple[Array, ...]:
+        """The adjoints a_0 … a_k of the states, per group [k + 1, batch, S, P].
+
+        a_{t-1} = B_t + D_tᵀ a_t, backwards from a_k = 0.
+        """
+        result = []
+        for b, d, coupled in zip(boundary, self.jacobian, self.graph.couplings):
+            sources = {(0, m): b[:, :, m] for m in range(b.shape[2])}
+            start = {e: jnp.zeros_like(x[0]) for e, x in sources.items()}
+            found = backwards(self.length, start, sources, entries(d, coupled))
+            result.append(assembled(found, 1, b.shape[2])[:, :, 0])
+        return tuple(result)
+
+    def propagators(self) -> tuple[Array, ...]:
+        """D_k … D_{j+1} for j = 0 … k, per group [k + 1, batch, S, S, P].
+
+        Zero between components that no trace holds.
+        """
+        result = []
+        for g, (d, coupled) in enumerate(zip(self.jacobian, self.graph.couplings)):
+            held = np.isin(np.arange(len(coupled)), self.graph.remembered(g))
+            among = np.outer(held, held)
+            start = entries(self._identities[g][0], reachable(coupled & among) & among)
+            found = backwards(self.length, start, {}, entries(d, coupled & among))
+            shape = (self.length + 1, *d.shape[1:])
+            result.append(
+                assembled(found, *coupled.shape) if found else jnp.zeros(shape, d.dtype)
+            )
+        return tuple(result)
+
+    # ------------------------------------------------------------------------- internal
+
+    @functools.cached_property
+    def evaluation(self) -> Steps:
+        return Steps(self.graph, self.multi, *self.size)
+
+    @functools.cached_property
+    def local(self) -> LocalRegion:
+        arrays = (self.params, self.consts, self.inputs, self.rolled)
+        return LocalRegion(self.graph, self.evaluation.env(*arrays), *self.size)
+
+    def pull_back(self, gradients: Sequence[Array | None]) -> PyTree:
         """Gradients per trace [b, o, c] to gradients of the parameters."""
         graph = self.graph
-        weights = lambda p: Steps(graph).weights(p, self.consts)  # noqa: E731
+        weights = lambda p: graph.weights(p, self.consts)  # noqa: E731
         values, pull = jax.vjp(weights, self.params)
         totals = [jnp.zeros_like(v) for v in values]
         for spec, gradient in zip(graph.traces, gradients, strict=True):
-            weight = graph.sites[spec.site].form.weight(gradient)
-            totals[spec.site] += weight.astype(totals[spec.site].dtype)
+            if gradient is not None:
+                weight = graph.sites[spec.site].form.weight(gradient)
+                totals[spec.site] += weight.astype(totals[spec.site].dtype)
         (params,) = pull(tuple(totals))
         return params
 
-    # --------------------------------------------------------------------- cotangents
+    @property
+    def _groups(self):
+        return self.graph.positions.groups
 
-    def spatial_gradients(
-        self, cotangents: Any
-    ) -> tuple[PyTree, list, LearningSignals]:
-        """Backpropagates through each step alone, its incoming state held.
+    @property
+    def _all(self) -> range:
+        return range(len(self._groups))
 
-        `cotangents` are those of (outputs [k, batch, ...], last hidden, last other).
-        Returns the gradients of the parameters and of the inexact inputs, and the
-        signals at the boundary of every step.
-        """
-        steps = Steps(self.graph)
-        k, batch = jax.tree.leaves(self.hidden)[0].shape[:2]
-        shifts = [jnp.zeros((k, batch, *s.shape), s.dtype) for s in steps.exit_shifts()]
-
-        def window(params, inputs, shifts):
-            arguments = (params, self.consts, self.hidden, self.other)
-            arguments += (self._merge_inputs(inputs),)
-            outputs, hidden, other = self._each(steps.step_with_exits, True)(
-                arguments, shifts
-            )
-            return inexact((outputs, *last((hidden, other))))
-
-        _, pull = jax.vjp(window, self.params, inexact(self.inputs), shifts)
-        params, inputs, spatial = pull(inexact(cotangents))
-        boundary = self._each(steps.boundary, True)(self._arguments(), spatial)
-        return params, inputs, LearningSignals(boundary)
-
-    def backpropagate(self, cotangents: Any) -> tuple[PyTree, list, LearningSignals]:
-        """Backpropagates through the whole window, the state before it held.
-
-        Returns the same as `spatial_gradients`, with the signal ∂L/∂h at the window's
-        start alone (k = 1).
-        """
-        start = last((self.hidden, self.other), 0)
-
-        def window(params, inputs, hidden):
-            rolled = roll_out(
-                self.graph,
-                (params, self.consts, hidden, start[1], self._merge_inputs(inputs)),
-                self.multi,
-                self.length,
-            )
-            return inexact((rolled[0], rolled[3], rolled[4]))
-
-        _, pull = jax.vjp(window, self.params, inexact(self.inputs), start[0])
-        params, inputs, hidden = pull(inexact(cotangents))
-        return params, inputs, LearningSignals(self._to_groups(hidden))
-
-    def _to_groups(self, hidden: PyTree) -> tuple[Array, ...]:
-        """A cotangent of the hidden state, by group, with a time axis of one."""
-
-        def one(leaves):
-            # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
-            return Steps(self.graph).to_groups(
-                split_complex([jnp.conj(x) for x in leaves])
-            )
-
-        return tuple(b[None] for b in jax.vmap(one)(jax.tree.leaves(hidden)))
-
-    def _arguments(self):
-        return (self.params, self.consts, self.hidden, self.other, self.inputs)
-
-    def _merge_inputs(self, some: Sequence[Array]) -> PyTree:
-        """The inputs, with their inexact leaves replaced."""
-        leaves, treedef = jax.tree.flatten(self.inputs)
-        replaced = iter(some)
-        return treedef.unflatten(
-            [next(replaced) if is_inexact(x) else x for x in leaves]
-        )
-
-    def _each(self, fun: Callable, extra: bool = False) -> Callable:
-        return each_step(fun, self.inputs, self.multi, extra)
-
-
-def each_step(
-    fun: Callable, inputs: PyTree, multi: Sequence[bool], extra: bool = False
-):
-    """Maps `fun(arguments, *extra)` of one step of one example over time and batch."""
-    treedef = jax.tree.structure(inputs)
-    in_time = treedef.unflatten([0 if m else None for m in multi])
-    more = (0,) if extra else ()
-    over_batch = jax.vmap(fun, in_axes=((None, None, 0, 0, 0), *more))
-    return jax.vmap(over_batch, in_axes=((None, None, 0, 0, in_time), *more))
-
-
-def roll_out(graph: Graph, arguments: tuple, multi: Sequence[bool], length: int):
-    """Runs `length` steps, as the model itself does them.
-
-    Returns (outputs [k, batch, ...], hidden and other before each step, and after the
-    last).
-    """
-    params, consts, hidden, other, inputs = arguments
-    leaves, treedef = jax.tree.flatten(inputs)
-    step = jax.vmap(graph.call.step, in_axes=(None, None, 0, 0, 0))
-
-    def body(state, slices):
-        now = [s if m else x for x, s, m in zip(leaves, slices, multi, strict=True)]
-        inputs = treedef.unflatten(now)
-        # `other` is carried along, never credited.
-        other = jax.tree.map(lax.stop_gradient, state[1])
-        outputs, hidden, other = step(params, consts, state[0], other, inputs)
-        return (hidden, other), (outputs, state)
-
-    slices = [x if m else None for x, m in zip(leaves, multi, strict=True)]
-    state, (outputs, before) = lax.scan(
-        body, (hidden, other), slices, length=length, unroll=length == 1
-    )
-    return outputs, *before, *state
-
-
-def last(tree: PyTree, index: int = -1) -> PyTree:
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def is_inexact(x: Any) -> bool:
-    return jnp.issubdtype(jax.dtypes.result_type(x), jnp.inexact)
-
-
-def inexact(tree: PyTree) -> list[Array]:
-    """The leaves a gradient flows through (float0 cotangents are none)."""
-    return [x for x in jax.tree.leaves(tree) if is_inexact(x)]
+    @property
+    def _identities(self) -> list[Array]:
+        """The identity at every step and position, per group [k, batch, S, S, P]."""
+        result = []
+        for g in self._groups:
+            dtype = self.graph.new[g.leaves[0]].dtype
+            one = jnp.eye(g.components, dtype=dtype)[None, None, :, :, None]
+            shape = (*self.size, g.components, g.components, g.size)
+            result.append(jnp.broadcast_to(one, shape))
+        return result

@@ -22,8 +22,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from .helpers import clear_caches  # noqa: E402
-
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,4 +50,7 @@ def _fixed_seeds():
 @pytest.fixture(autouse=True, scope="module")
 def _caches_cleared_between_modules():
     yield
+    # Not before: jaxtyping has to see the package being imported.
+    from .helpers import clear_caches
+
     clear_caches()

@@ -26,7 +26,7 @@ class LeakyTrace(etrace.ETraceVjpAlgorithm):
                 b = window.at_trace(i, here, 1)
                 total[i] += jnp.einsum("Bsbpo,Bsbpoc->boc", b, e)
             data = self._update_etrace_data(data, step)
-        return window.pull_back(total)
+        return signals.gradients(total)
 
     def _update_etrace_data(self, data, window):
         for step in window.steps():
@@ -113,7 +113,7 @@ def test_a_hook_of_a_finished_rule_may_be_overridden():
 
     class Instantaneous(etrace.DRTRL):
         def _solve_weight_gradients(self, data, window, signals):
-            return jax.tree.map(jnp.zeros_like, window.params)
+            return signals.gradients()
 
     problem = et.make_problem(et.NetSpec((et.LayerSpec("gru", 3),)), length=4)
     _, grads = gradient_by_windows(Instantaneous, problem, "single-step")((4,))

@@ -1,7 +1,19 @@
+from ._batched import Adjoint as Adjoint, Value as Value, inject as inject
 from ._graph import Graph as Graph, MixingTails as MixingTails, TraceSpec as TraceSpec
+from ._local import (
+    LocalRegion as LocalRegion,
+    complete_groups as complete_groups,
+    take as take,
+)
 from ._lookup import (
     UntracedParameterWarning as UntracedParameterWarning,
     graph_of as graph_of,
 )
+from ._program import Edge as Edge
 from ._report import Report as Report
-from ._signals import LocalSignals as LocalSignals, Steps as Steps
+from ._steps import (
+    Rolled as Rolled,
+    Steps as Steps,
+    inexact as inexact,
+    is_inexact as is_inexact,
+)

@@ -60,9 +60,7 @@ def _analyse(
     remember_all: bool,
 ) -> Graph:
     values = tuple(None if k is None else k.value for k in known)
-    # The first use may be inside a user's jit, where labels must not be traced.
-    with jax.ensure_compile_time_eval():
-        graph = analyse(call, values, mixing_tails, remember_all)
+    graph = analyse(call, values, mixing_tails, remember_all)
     message = untraced(graph)
     if message:
         warnings.warn(message, UntracedParameterWarning, stacklevel=5)

@@ -38,6 +38,11 @@ class Group:
     def components(self) -> int:
         return len(self.leaves)
 
+    def labels(self, leaves: Sequence[Var]) -> Labels:
+        """The position of every element of its leaves, among those of all groups."""
+        pairs = zip(self.leaves, self.positions)
+        return {leaves[i]: (self.offset + p).reshape(leaves[i].shape) for i, p in pairs}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Positions:
@@ -63,16 +68,7 @@ def find_positions(
     partition = _Partition([v.size for v in old])
     while True:
         groups = partition.groups()
-        backward = tuple(
-            propagate_backwards(
-                primitives,
-                {
-                    new[leaf]: (g.offset + positions).reshape(new[leaf].shape)
-                    for leaf, positions in zip(g.leaves, g.positions)
-                },
-            )
-            for g in groups
-        )
+        backward = tuple(propagate_backwards(primitives, g.labels(new)) for g in groups)
         walk = _ForwardWalk(primitives, old, groups, backward)
         pairs = walk.run(partition)
         if pairs is None:
@@ -245,11 +241,8 @@ class _ForwardWalk:
         self.labels: Labels = {}
         self.cuts: dict[Edge, np.ndarray] = {}
         for g in groups:
-            for leaf, positions in zip(g.leaves, g.positions):
-                if old[leaf].inexact:
-                    self.labels[old[leaf]] = (g.offset + positions).reshape(
-                        old[leaf].shape
-                    )
+            labels = g.labels(old).items()
+            self.labels.update((v, label) for v, label in labels if v.inexact)
 
     def run(self, partition: _Partition):
         """Labels every local value. Stops at positions to merge, which it returns."""
@@ -318,10 +311,10 @@ class _ForwardWalk:
     def arrived(self, new: Sequence[Var]):
         """Per new leaf that is local to the old state: (leaf, labels, own labels)."""
         for g in self.groups:
-            for leaf, positions in zip(g.leaves, g.positions):
+            for leaf in g.leaves:
                 label = self.labels.get(new[leaf])
                 if label is not None:
-                    own = (g.offset + positions).reshape(label.shape)
+                    own = g.labels(new)[new[leaf]]
                     yield leaf, label, np.where(label >= 0, own, UNSET)
 
     def arrivals(self, partition: _Partition, new: Sequence[Var]):

@@ -137,14 +137,17 @@ def concrete(value: Any) -> np.ndarray | None:
 
 
 def _is_elementwise(equation: Equation) -> bool:
+    if not equation.outputs:
+        return False
     shape = equation.outputs[0].shape
     if any(v.shape != shape for v in equation.outputs):
         return False
     if not all(broadcasts(v.shape, shape) for v in equation.inputs):
         return False
     if equation.name in _CUSTOM:
-        assert equation.body is not None
-        return _is_elementwise_body(equation.body, shape) and _is_local(equation)
+        body = equation.body
+        known = body is not None and _is_elementwise_body(body, shape)
+        return known and _is_local(equation)
     return equation.name in _ELEMENTWISE
 
 
@@ -201,10 +204,8 @@ def _is_local(equation: Equation) -> bool:
         m = [jnp.asarray(rng.normal(size=o.shape), o.dtype) for o in outputs]
         masked = vjp([mi * ri for mi, ri in zip(m, r)])
         plain = vjp(r)
-    if not outputs:
-        return True
-    return all(
-        np.allclose(a, m[0] * b, rtol=1e-3, atol=1e-6, equal_nan=True)
-        for a, b in zip(masked, plain)
-        if a.shape == m[0].shape
-    )
+        return not outputs or all(
+            np.allclose(a, m[0] * b, rtol=1e-3, atol=1e-6, equal_nan=True)
+            for a, b in zip(masked, plain)
+            if a.shape == m[0].shape
+        )

@@ -3,11 +3,11 @@
 This file is the library's only contact with jaxprs. `trace_program` traces a
 function, inlines call primitives, turns `cond` into a select over its branches and
 unrolls short `scan`s; what is left are equations of single primitives, each with a
-callable of its own. `run` evaluates any subset of them.
+callable of its own.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,8 @@ class Var:
 class Equation:
     """One primitive application: `outputs = fun(*inputs)`.
 
-    `body` holds the inner program of a custom-derivative call, else None.
+    `body` holds the inner program of a custom-derivative call that only computes, else
+    None. `effect`: it does something else as well, such as printing.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Equation:
     params: Mapping[str, Any]
     source: str
     body: "Program | None" = None
+    effect: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +74,12 @@ class Program:
     outputs: tuple[Var, ...]
     equations: tuple[Equation, ...]
     constants: Mapping[Var, Any]
+
+    def operand(self, edge: "Edge") -> Var:
+        """The value that is read at an edge."""
+        i, j = edge
+        end = i == len(self.equations)
+        return self.outputs[j] if end else self.equations[i].inputs[j]
 
 
 # A place where a value is read: operand `[1]` of equation `[0]`. The outputs of a
@@ -140,13 +148,14 @@ class _Builder:
         name = eqn.primitive.name
         if name in _CALL_PRIMITIVES:
             return self.inline(_subjaxpr(eqn), read)
-        if name == "cond":
+        if name == "cond" and not any(map(_acts, eqn.params["branches"])):
             return self._select(eqn, read)
         if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
             return self._unroll(eqn, read)
         body = None
         if name in ("custom_jvp_call", "custom_vjp_call"):
-            body = _Builder().program(_subjaxpr(eqn))
+            inner = _subjaxpr(eqn)
+            body = None if _acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self.equations.append(
             Equation(
@@ -157,6 +166,7 @@ class _Builder:
                 eqn.params,
                 jex.source_info_util.summarize(eqn.source_info),
                 body,
+                bool(eqn.effects),
             )
         )
         return outputs
@@ -222,6 +232,17 @@ def _var(aval: Any) -> Var:
     return Var(tuple(aval.shape), aval.dtype)
 
 
+def _acts(closed) -> bool:
+    """Whether a jaxpr does more than compute, such as printing or raising."""
+    for eqn in closed.jaxpr.eqns:
+        if eqn.effects or "callback" in eqn.primitive.name:
+            return True
+        inner = [x for x in eqn.params.values() if hasattr(x, "jaxpr")]
+        if any(map(_acts, inner)):
+            return True
+    return False
+
+
 def _subjaxpr(eqn):
     """The one inner jaxpr of a call equation, closed."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
@@ -248,22 +269,3 @@ def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
         eqns=[eqn.replace(invars=operands)],
     )
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
-
-
-def run(
-    program: Program,
-    env: dict[Var, Any],
-    equations: Iterable[int] | None = None,
-    edge: Callable[[Edge, Any], Any] = lambda edge, value: value,
-) -> dict[Var, Any]:
-    """Evaluates `equations` (all, if None, in order) over `env`, which is extended.
-
-    `edge` may replace any value at the place where it is read.
-    """
-    env.update((v, c) for v, c in program.constants.items() if v not in env)
-    order = range(len(program.equations)) if equations is None else equations
-    for i in order:
-        equation = program.equations[i]
-        operands = [edge((i, j), env[v]) for j, v in enumerate(equation.inputs)]
-        env.update(zip(equation.outputs, equation.fun(*operands), strict=True))
-    return env

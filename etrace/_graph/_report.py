@@ -72,7 +72,8 @@ class Report:
             e = graph.program.equations[i]
             primitive, source = e.name, _short(e.source)
             operands = " ".join(_shape(v.shape) for v in e.inputs)
-            shapes = f"{operands} → {_shape(e.outputs[0].shape)}"
+            result = _shape(e.outputs[0].shape) if e.outputs else "nothing"
+            shapes = f"{operands} → {result}"
         per_trace = isinstance(self.trace, tuple) and len(self.trace) == len(
             graph.traces
         )

@@ -1,10 +1,14 @@
 """D-RTRL: real-time recurrent learning along position-local paths."""
 
-import jax.numpy as jnp
+from collections.abc import Sequence
+
+import jax
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
-from .._window import LearningSignals, Window
+from .._backward import LearningSignals
+from .._graph import Graph
+from .._window import Window
 from . import _per_parameter as per_parameter
 
 
@@ -33,27 +37,45 @@ class DRTRL(ETraceVjpAlgorithm):
         Wang et al., Nature Communications 17:1745 (2026).
     """
 
+    def _zero_etrace_data(self, graph: Graph, batch: int) -> PyTree:
+        # Nothing is contracted with, or moved on from, a zero trace.
+        if not self._is_drtrl():
+            return super()._zero_etrace_data(graph, batch)
+        return (None,) * len(graph.traces)
+
+    def _packed(self, data: PyTree) -> PyTree:
+        return jax.tree.map(per_parameter.packed, data) if self._is_drtrl() else data
+
+    def _unpacked(self, data: PyTree) -> PyTree:
+        return jax.tree.map(per_parameter.unpacked, data) if self._is_drtrl() else data
+
+    def _is_drtrl(self) -> bool:
+        """Whether a zero trace and packed ones are known to what works on them."""
+        hooks = ("_solve_weight_gradients", "_update_etrace_data")
+        other = ("_get_etrace_data", "_assign_etrace_data", "_init_etrace_data")
+        return self.keeps(DRTRL, *hooks, *other)
+
     def _solve_weight_gradients(
-        self, data: tuple[Array, ...], window: Window, signals: LearningSignals
+        self, data: Sequence[Array | None], window: Window, signals: LearningSignals
     ) -> PyTree:
         adjoints = window.adjoints(signals.boundary)
-        gradients = []
-        for t, trace in enumerate(data):
-            a = window.at_trace(t, adjoints, 1)
-            f, x = window.immediate(t)
-            past = per_parameter.contract(a[0], trace)
-            inside = jnp.sum(a[1:].astype(f.dtype) * f[:-1], axis=2)
-            gradients.append(past + per_parameter.outer_sum(inside, x[:-1]))
-        return window.pull_back(gradients)
+        past = [
+            per_parameter.contract(window.at_trace(t, adjoints, 1)[0], trace)
+            for t, trace in enumerate(data)
+        ]
+        if window.length == 1:
+            return signals.gradients(past)
+        return signals.gradients(past, [a[1:] for a in adjoints])
 
     def _update_etrace_data(
-        self, data: tuple[Array, ...], window: Window
+        self, data: Sequence[Array | None], window: Window
     ) -> tuple[Array, ...]:
         propagators = window.propagators()
-        result = []
-        for t, trace in enumerate(data):
-            d = window.at_trace(t, propagators, 2)
-            f, x = window.immediate(t)
-            moved = jnp.sum(d[1:].astype(f.dtype) * f[:, :, None], axis=3)
-            result.append(per_parameter.advance(trace, d[0], moved, x))
-        return tuple(result)
+        moved = window.moved([p[1:] for p in propagators])
+        whole = [p[0] for p in propagators]
+        return tuple(
+            per_parameter.advance(
+                trace, window.at_trace(t, whole, 2), moved[t], window.local_input(t)
+            )
+            for t, trace in enumerate(data)
+        )

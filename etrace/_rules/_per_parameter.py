@@ -5,6 +5,7 @@ The arithmetic is done in the wider of the stored and the signals' precision, so
 bfloat16 trace is rounded once a window.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,50 +14,133 @@ from jax import lax
 from jaxtyping import Array
 
 
-def advance(trace: Array, d: Array, f: Array, x: Array) -> Array:
-    """d ε + Σ_k f_k ⊗ x_k.
+def advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
+    """d ε + Σ_k f_k ⊗ x_k; from a zero trace if it is None.
 
     d is [batch, components, components, b, p, o], f [k, batch, components, b, p, o]
     and x [k, batch, b, p, c].
     """
-    components = range(trace.shape[1])
-    if not components:
+    if trace is not None and not trace.size:
         return trace
+    if len(f) == 1 or trace is None or math.prod(trace.shape[1:]) < _SMALL:
+        return _advance(trace, d, f, x)
+    return lax.platform_dependent(trace, d, f, x, cpu=_by_blocks, default=_advance)
+
+
+def _advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
+    new = _outer(f, x)
+    if trace is None:
+        return new
     dtype = _working(trace, f)
-    old = trace.astype(dtype)
-    rows = [
-        sum(d[:, i, j, ..., None].astype(dtype) * old[:, j] for j in components)
-        for i in components
-    ]
-    if f.shape[0] == 1:
-        new = f[0, ..., None] * x[0, :, None, :, :, None]
-    else:
-        new = jnp.einsum("kBsbpo,kBbpc->Bsbpoc", f, x)
-    return jnp.stack(rows, axis=1) + _as(new, dtype)
+    moved = _moved(d.astype(dtype)[..., None], _numbers(trace, dtype))
+    return _stored(moved + _as(new, dtype), trace.dtype)
 
 
-def contract(a: Array, trace: Array) -> Array:
-    """Σ a · ε over batch, components and p: [b, o, c].
+# On CPU a trace is advanced a few examples at a time, so that the product of a block is
+# still in the cache when it is added to the trace, which is overwritten in place. The
+# numbers are measured (2 cores, GRU-256): a product over many steps is better done for
+# one example alone.
+_SMALL = 2**14
+_LONG, _EXAMPLES = 50, 4
 
-    One example after the other: the reduction over the batch that XLA makes of the
-    whole expression on CPU is over a hundred times slower.
-    """
+
+def _by_blocks(trace: Array, d: Array, f: Array, x: Array) -> Array:
+    size = 1 if len(f) >= _LONG else math.gcd(len(trace), _EXAMPLES)
+
+    def advance(i, trace):
+        def block(y, axis):
+            return lax.dynamic_slice_in_dim(y, i * size, size, axis)
+
+        new = _advance(block(trace, 0), block(d, 0), block(f, 1), block(x, 1))
+        return lax.dynamic_update_slice_in_dim(trace, new, i * size, 0)
+
+    return lax.fori_loop(0, len(trace) // size, advance, trace)
+
+
+def _outer(f: Array, x: Array) -> Array:
+    """Σ_k f_k ⊗ x_k, [batch, components, b, p, o, c]."""
+    if len(f) == 1 or f.shape[-1] == x.shape[-1] == 1:
+        return jnp.sum(f[..., None] * x[:, :, None, :, :, None], axis=0)
+    # [batch, b, p, components, o, c]. An einsum might change the order of the operands,
+    # and XLA transpose what is as large as a trace.
+    product = lax.dot_general(f, x, (((0,), (0,)), ((1, 3, 4), (1, 2, 3))))
+    return jnp.moveaxis(product, 3, 1)
+
+
+def contract(a: Array, trace: Array | None) -> Array | None:
+    """Σ a · ε over batch, components and p, [b, o, c]; None if the trace is zero."""
+    if trace is None or not trace.size:
+        return None
+    if math.prod(trace.shape[1:]) < _SMALL:
+        return _contract(a, trace)
+    return lax.platform_dependent(a, trace, cpu=_by_examples, default=_contract)
+
+
+def _contract(a: Array, trace: Array) -> Array:
     dtype = _working(trace, a)
-
-    def add(total, example):
-        a, e = example
-        product = a[..., None].astype(dtype) * e.astype(dtype)
-        return total + jnp.sum(product, axis=(0, 2)), None
-
-    _, _, b, _, o, c = trace.shape
-    total, _ = lax.scan(add, jnp.zeros((b, o, c), dtype), (a, trace))
-    return total
+    product = a[..., None].astype(dtype) * _numbers(trace, dtype)
+    return jnp.sum(product, axis=(0, 1, 3))
 
 
-def outer_sum(g: Array, x: Array) -> Array:
-    """Σ g ⊗ x over time, batch and p: [b, o, c]."""
-    dtype = wider(g, x)
-    return jnp.einsum("kBbpo,kBbpc->boc", g.astype(dtype), x.astype(dtype))
+def _by_examples(a: Array, trace: Array) -> Array:
+    """One example, one component after the other: the reduction that XLA makes of the
+    whole expression on CPU is over a hundred times slower."""
+
+    batch, components, b, _, o, c = trace.shape
+    start = jnp.zeros((b, o, c), _working(trace, a))
+
+    def add(n, total):
+        def one(y):
+            i, s = n // components, n % components
+            y = lax.dynamic_slice(y, (i, s, *(0,) * (y.ndim - 2)), (1, 1, *y.shape[2:]))
+            return _numbers(y[0, 0], start.dtype)
+
+        return total + jnp.sum(one(a)[..., None] * one(trace), axis=1)
+
+    return lax.fori_loop(0, batch * components, add, start)
+
+
+def _moved(d: Array, trace: Array) -> Array:
+    """d ε, position by position."""
+    if trace.shape[1] == 1:  # elementwise as it stands: XLA writes over the old trace
+        return d[:, 0] * trace
+    columns = [d[:, :, j] * trace[:, j : j + 1] for j in range(trace.shape[1])]
+    return sum(columns[1:], columns[0])
+
+
+# XLA has no bfloat16 arithmetic on most CPUs. It then turns whole arrays that a loop
+# reads into float32 ones, where an element at a time is wanted. So a loop is given the
+# bits of a bfloat16 trace, which are the upper half of those of a float32.
+
+
+def packed(trace: Array) -> Array:
+    """A bfloat16 trace as its bits; others as they are."""
+    is_short = trace.dtype == jnp.bfloat16
+    return lax.bitcast_convert_type(trace, jnp.uint16) if is_short else trace
+
+
+def unpacked(trace: Array) -> Array:
+    """The inverse of `packed`."""
+    is_bits = trace.dtype == jnp.uint16
+    return lax.bitcast_convert_type(trace, jnp.bfloat16) if is_bits else trace
+
+
+def _numbers(trace: Array, dtype: Any) -> Array:
+    if trace.dtype != jnp.uint16:
+        return trace.astype(dtype)
+    bits = trace.astype(jnp.uint32) << 16
+    return lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
+
+
+def _stored(values: Array, dtype: Any) -> Array:
+    if dtype != jnp.uint16:
+        return values.astype(dtype)
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    # To the nearest, of two equally near ones to the even one.
+    rounded = bits + jnp.uint32(0x7FFF) + ((bits >> 16) & 1)
+    # A NaN must not be rounded to infinity.
+    rounded = jnp.where(jnp.isnan(values), jnp.uint32(0x7FC00000), rounded)
+    return (rounded >> 16).astype(jnp.uint16)
 
 
 def wider(*arrays: Array) -> Any:
@@ -67,7 +151,7 @@ def wider(*arrays: Array) -> Any:
 
 def _working(trace: Array, signal: Array) -> Any:
     """The dtype to compute in: the wider one; real if the trace is."""
-    dtype = wider(trace, signal)
+    dtype = signal.dtype if trace.dtype == jnp.uint16 else wider(trace, signal)
     return dtype if jnp.iscomplexobj(trace) else jnp.finfo(dtype).dtype
 
 

@@ -1,0 +1,215 @@
+"""From the loss of a window to what a learning rule needs, and to the parameters."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._graph import (
+    Adjoint,
+    Edge,
+    Graph,
+    LocalRegion,
+    Rolled,
+    Steps,
+    Value,
+    complete_groups,
+    inexact,
+    inject,
+    is_inexact,
+)
+from ._model import split_complex
+from ._window import Window
+
+
+class LearningSignals:
+    """What the loss of a window says, and the way from there to the parameters.
+
+    - `boundary`: per group, the signal at the state before each step, [k, batch, S, P]:
+      B_t = ∂L_t/∂h_{t-1} with gradients stopped in the group's own recurrence. With
+      `vjp_method="multi-step"`, ∂L/∂h at the window's start (k = 1).
+    """
+
+    boundary: tuple[Array, ...]
+
+    def __init__(
+        self,
+        window: Window,
+        boundary: tuple[Array, ...],
+        now: Callable[[Sequence[Array]], PyTree],
+    ):
+        self.boundary = boundary
+        self._window = window
+        self._now = now
+
+    def gradients(
+        self,
+        past: Sequence[Array | None] = (),
+        adjoints: Sequence[Array] = (),
+    ) -> PyTree:
+        """The gradient of the parameters: "now", and the past if it is given.
+
+        **Arguments:**
+
+        - `past`: per trace, a gradient of the weight, [b, o, c], or None for zero.
+        - `adjoints`: per group, signals a_j at the states after each step, [k, batch,
+            S, P]. Σ_j a_j · (f_j ⊗ x_j) is added to the gradient, at little extra cost.
+        """
+        total = self._now(adjoints)
+        if all(x is None for x in past):
+            return total
+        return jax.tree.map(jnp.add, total, self._window.pull_back(past))
+
+
+def single_step(
+    window: Window, cotangents: tuple[PyTree, PyTree | None]
+) -> tuple[LearningSignals, list[Array]]:
+    """Backpropagates through each step alone, its incoming state held.
+
+    `cotangents` are those of (outputs [k, batch, ...], (last hidden, last other)), or
+    None in place of the latter. Returns the signals and the cotangents of the inexact
+    inputs.
+    """
+    steps, local, held = window.evaluation, window.local, inexact(window.inputs)
+    exits = window.graph.positions.exits
+
+    def read(params, inputs, edge, added=None):
+        """What the loss reads, and all values."""
+        merged = _merge(window.inputs, inputs)
+        arguments = (params, window.consts, merged, window.rolled)
+        env = steps.env(*arguments, edge=edge, adjoints=added or {})
+        return inexact(_given(steps.read(env, edge), cotangents)), env
+
+    def wide(value: Value, shape: tuple[int, ...]) -> Array:
+        return value.widen(shape).spread(*window.size).array
+
+    def shifted(inputs, shifts):
+        """As a function of shifts of the values that leave through exits."""
+        shifts = dict(zip(exits, shifts, strict=True))
+
+        def edge(at: Edge, value: Value) -> Value:
+            if at not in shifts:
+                return value
+            return Value(wide(value, exits[at].shape) + shifts[at], 2)
+
+        return read(window.params, inputs, edge)[0]
+
+    def now(adjoints):
+        # Of a complete group, ordinary differentiation finds what local paths give, so
+        # that its adjoints can go the way of the loss.
+        complete = complete_groups(window.graph)
+        pairs = list(enumerate(adjoints))
+        own_way = [None if g in complete else a for g, a in pairs]
+        at_sites = local.at_sites(own_way) if pairs else ()
+        at_states = [x for g, a in pairs if g in complete for x in local.to_new(g, a)]
+        of_values, of_reads = _at_sites(window.graph, at_sites)
+
+        def edge(at: Edge, value: Value) -> Value:
+            if at not in of_reads:
+                return value
+            adjoint = of_reads[at]
+            return Value(inject(wide(value, adjoint.shape[1:]), adjoint), 2)
+
+        def read_and_kept(params):
+            results, env = read(params, held, edge, of_values)
+            region = dataclasses.replace(local, env=env)
+            groups = [g for g, _ in pairs if g in complete]
+            return results, [x for g in groups for x in region.new_state(g)]
+
+        _, pull = jax.vjp(read_and_kept, window.params)
+        return pull((inexact(cotangents), at_states))[0]
+
+    zeros = [jnp.zeros_like(local.exit_value(at)) for at in exits]
+    _, pull = jax.vjp(shifted, held, zeros)
+    inputs, spatial = pull(inexact(cotangents))
+    return LearningSignals(window, local.boundary(spatial), now), inputs
+
+
+def _at_sites(graph: Graph, signals: Sequence[Array | None]):
+    """Signals per trace, by the equation or by the edge where they are to be added."""
+    of_values: dict[int, Adjoint] = {}
+    of_reads: dict[Edge, Array] = {}
+    for spec, signal in zip(graph.traces, signals):
+        if signal is None:
+            continue
+        site = graph.sites[spec.site]
+        flat = signal.reshape(-1, *signal.shape[2:])
+        # `canonical` moves elements about; its transpose moves them back.
+        like = jax.ShapeDtypeStruct(site.shape, flat.dtype)
+        back = jax.linear_transpose(site.form.canonical, like)
+        z = jax.vmap(lambda a, back=back: back(a)[0])(flat)
+        i, j = site.edge
+        if site.direct:
+            of_reads[site.edge] = of_reads.get(site.edge, 0) + z
+        else:
+            old = of_values[i].array if i in of_values else 0
+            of_values[i] = Adjoint(j, old + z)
+    return of_values, of_reads
+
+
+def multi_step(
+    window: Window, pull: Callable, cotangents: tuple[PyTree, PyTree | None]
+) -> tuple[Window, LearningSignals, list[Array]]:
+    """Backpropagates through the whole window, the state before it held.
+
+    `pull` is from `roll_out_with_vjp`. Returns the window's first step, the signals at
+    its start and the cotangents of the inexact inputs.
+    """
+    params, inputs, hidden = pull(*cotangents)
+    # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
+    leaves = split_complex([jnp.conj(x) for x in jax.tree.leaves(hidden)])
+    first = window.part(0, 1)
+    boundary = LocalRegion(window.graph, {}, *first.size).to_groups(leaves)
+
+    def now(adjoints):
+        if not adjoints:
+            return params
+        signals = enumerate(first.at_sites(adjoints))
+        outer = [_outer(a, first.local_input(t)) for t, a in signals]
+        return jax.tree.map(jnp.add, params, first.pull_back(outer))
+
+    return first, LearningSignals(first, boundary, now), inputs
+
+
+def roll_out_with_vjp(
+    steps: Steps, params: PyTree, consts: PyTree, state: tuple, inputs: PyTree
+) -> tuple[tuple[PyTree, Rolled, tuple], Callable]:
+    """`steps.roll_out` and the way back through all its steps.
+
+    The latter takes cotangents of the outputs and of the last state, or None for zeros,
+    to those of the parameters, the inexact inputs and the hidden state.
+    """
+    hidden, other = state
+
+    def run(params, some, hidden):
+        arguments = (params, consts, (hidden, other), _merge(inputs, some))
+        outputs, rolled, last = steps.roll_out(*arguments)
+        return (inexact(outputs), inexact(last)), (outputs, rolled, last)
+
+    arguments = (params, inexact(inputs), hidden)
+    (_, last), pull, results = jax.vjp(run, *arguments, has_aux=True)
+
+    zeros = list(map(jnp.zeros_like, last))
+    return results, jax.tree_util.Partial(_pull, pull, zeros)
+
+
+def _pull(pull: Callable, zeros: list[Array], outputs: PyTree, last: PyTree):
+    return pull((inexact(outputs), zeros if last is None else inexact(last)))
+
+
+def _given(results: tuple, cotangents: tuple) -> tuple:
+    """The results for which there are cotangents."""
+    return tuple(r for r, c in zip(results, cotangents, strict=True) if c is not None)
+
+
+def _outer(signal: Array, x: Array) -> Array:
+    return jnp.einsum("kBbpo,kBbpc->boc", signal, x)
+
+
+def _merge(inputs: PyTree, some: Sequence[Array]) -> PyTree:
+    """The inputs, with their inexact leaves replaced."""
+    leaves, treedef = jax.tree.flatten(inputs)
+    replaced = iter(some)
+    return treedef.unflatten([next(replaced) if is_inexact(x) else x for x in leaves])

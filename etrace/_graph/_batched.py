@@ -1,0 +1,187 @@
+"""Programs evaluated for many steps and many examples at once.
+
+A program is written for one step of one example. Here each of its values may have one
+axis in front, over the batch or over time and batch together; weights have none. Each
+equation is mapped over that axis, so that a gradient with respect to a weight is one
+product over time and batch. (Two axes would do as well, but then XLA copies what it
+contracts.)
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+from ._program import Edge, Program, Var
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An array and what its leading axis is.
+
+    `depth` is 0 if there is none, 1 for the batch, 2 for time and batch, `[k * batch]`.
+    """
+
+    array: Any
+    depth: int
+
+    @property
+    def lead(self) -> int:
+        """The number of leading axes."""
+        return min(self.depth, 1)
+
+    def spread(self, k: int, batch: int) -> "Value":
+        """The same for all steps and examples."""
+        if self.depth == 2:
+            return self
+        x = jnp.asarray(self.array)
+        own = x.shape[self.lead :]
+        x = jnp.broadcast_to(x if self.depth else x[None], (k, batch, *own))
+        return Value(x.reshape(k * batch, *own), 2)
+
+    def widen(self, shape: tuple[int, ...]) -> "Value":
+        """Broadcasts what there is of one example to `shape`."""
+        lead, own = self.array.shape[: self.lead], self.array.shape[self.lead :]
+        if own == shape:
+            return self
+        x = self.array.reshape(*lead, *(1,) * (len(shape) - len(own)), *own)
+        return Value(jnp.broadcast_to(x, (*lead, *shape)), self.depth)
+
+
+Env = dict[Var, Value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjoint:
+    """Something to add to the cotangent of a value on the way to one operand."""
+
+    operand: int
+    array: Array
+
+
+def run(
+    program: Program,
+    env: Env,
+    equations: Iterable[int] | None = None,
+    *,
+    edge: Callable[[Edge, Value], Value] = lambda edge, value: value,
+    recalled: Mapping[Var, Value] = {},  # noqa: B006 (read only)
+    adjoints: Mapping[int, Adjoint] = {},  # noqa: B006
+) -> Env:
+    """Evaluates `equations` (all, if None, in order) over `env`, which is extended.
+
+    **Arguments:**
+
+    - `edge`: may replace any value at the place where it is read.
+    - `recalled`: values that are known. The equations that give them are differentiated
+        but not computed.
+    - `adjoints`: by recalled equation, what to add to the cotangent of its value.
+    """
+    env.update((v, Value(c, 0)) for v, c in program.constants.items() if v not in env)
+    order = range(len(program.equations)) if equations is None else equations
+    for i in order:
+        equation = program.equations[i]
+        operands = [edge((i, j), env[v]) for j, v in enumerate(equation.inputs)]
+        operands = aligned(operands)
+        depth = depth_of(equation.name, [o.depth for o in operands])
+        arrays = [o.array for o in operands]
+        fun = mapped(equation.fun, operands, 0 if depth else None)
+        if equation.outputs and equation.outputs[0] in recalled:
+            known = [recalled[v].array for v in equation.outputs]
+            results = _recalled(fun, arrays, known, adjoints.get(i))
+        else:
+            results = fun(*arrays)
+        env.update(
+            (v, Value(x, depth)) for v, x in zip(equation.outputs, results, strict=True)
+        )
+    return env
+
+
+def depth_of(name: str, operands: Sequence[int]) -> int:
+    """The depth of what an operation gives, from that of its operands."""
+    return 0 if name in _OVER_BATCH else max(operands, default=0)
+
+
+# Equinox's checks (`eqx.error_if`) look at a whole batch at once.
+_OVER_BATCH = frozenset(["unvmap_any", "unvmap_all", "unvmap_max"])
+
+
+def mapped(fun: Callable, operands: Sequence[Value], out_axes: Any = 0) -> Callable:
+    """`fun` over the leading axis of the operands that have one."""
+    axes = [0 if o.depth else None for o in operands]
+    return jax.vmap(fun, axes, out_axes) if 0 in axes else fun
+
+
+def aligned(operands: list[Value]) -> list[Value]:
+    """Repeats values of the batch for all steps where they meet others of all steps."""
+    rows = {len(o.array) for o in operands if o.depth == 2}
+    if not rows:
+        return operands
+    (rows,) = rows
+    return [
+        o.spread(rows // len(o.array), len(o.array)) if o.depth == 1 else o
+        for o in operands
+    ]
+
+
+def _recalled(fun: Callable, operands: list, known: list, adjoint: Adjoint | None):
+    """`fun(*operands)`, which is `known`; with an adjoint added, see `run`."""
+    if adjoint is None:
+        return recall(fun, operands, known)
+    held = list(map(lax.stop_gradient, operands))
+    j = adjoint.operand
+    others = recall(fun, [*operands[:j], held[j], *operands[j + 1 :]], known)
+    zeros = list(map(jnp.zeros_like, known))
+    alone = recall(fun, [*held[:j], operands[j], *held[j + 1 :]], zeros)
+    # A site's operation has one result.
+    return [others[0] + inject(alone[0], adjoint.array)]
+
+
+def recall(fun: Callable, operands: Sequence, known: Sequence) -> Sequence:
+    """`known`, with the derivative of `fun(*operands)`."""
+
+    @jax.custom_jvp
+    def call(known, *operands):
+        return known
+
+    def rule(primals, tangents):
+        known, *operands = primals
+        _, *tangents = tangents
+        moving = [not isinstance(t, SymbolicZero) for t in tangents]
+
+        def of_moving(*some):
+            left = iter(some)
+            return fun(*(next(left) if m else o for m, o in zip(moving, operands)))
+
+        if not any(moving):
+            return known, list(map(_no_tangent, known))
+        # The value itself is not used, and so not computed.
+        _, tangent = jax.jvp(
+            of_moving,
+            [o for m, o in zip(moving, operands) if m],
+            [t for m, t in zip(moving, tangents) if m],
+        )
+        return known, list(tangent)
+
+    call.defjvp(rule, symbolic_zeros=True)
+    return call(list(known), *operands)
+
+
+def _no_tangent(x: Array) -> Any:
+    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
+
+
+@jax.custom_vjp
+def inject(value: Array, cotangent: Array) -> Array:
+    """`value`, with something added to its cotangent."""
+    return value
+
+
+inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))

@@ -1,0 +1,169 @@
+"""Where parameters meet data: every meeting, and what becomes of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from ._positions import (
+    BLOCKED,
+    MIXED,
+    UNSET,
+    Labels,
+    Positions,
+    propagate_backwards,
+    pull,
+)
+from ._primitives import Kind, Primitives
+from ._program import Edge, Var
+from ._sites import Site, make_site
+
+MixingTails = Literal["now", "local"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Occurrence:
+    """One place where a parameter meets data, and what becomes of it there."""
+
+    parameters: tuple[int, ...]  # leaves of the parameter tree
+    edge: Edge
+    site: int | None
+    status: Literal["traced", "partly", "now", "output"]
+    reason: str
+
+
+class Meetings:
+    """Follows every parameter to its meetings with data."""
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        positions: Positions,
+        new: tuple[Var, ...],
+        mixing_tails: MixingTails,
+    ):
+        self.primitives = primitives
+        self.positions = positions
+        self.reach = positions.backward
+        self.flow = self.reach
+        if mixing_tails == "local":
+            self.flow = tuple(
+                propagate_backwards(primitives, g.labels(new), through_mixing=UNSET)
+                for g in positions.groups
+            )
+        self.local = mixing_tails == "local"
+        self.sites: list[Site] = []
+        self.found: list[tuple[int, int, np.ndarray]] = []  # site, group, positions
+        self.occurrences: list[Occurrence] = []
+        self.parameters: dict[Var, frozenset[int]] = {}
+        self.data: set[Var] = set()
+
+    def run(self, arguments: Mapping[str, tuple[Var, ...]]) -> None:
+        for k, v in enumerate(arguments["params"]):
+            self.parameters[v] = frozenset([k])
+        for name in ("hidden", "other", "inputs"):
+            self.data.update(arguments[name])
+        for i, equation in enumerate(self.primitives.program.equations):
+            is_new_state = equation.source == "the new state"
+            if is_new_state or any(v in self.data for v in equation.inputs):
+                self.data.update(equation.outputs)
+                for j, v in enumerate(equation.inputs):
+                    if self.parameters.get(v) and v.inexact:
+                        self._meeting((i, j), v)
+            elif self.primitives.kinds[i] is not Kind.STOP:
+                used = [self.parameters.get(v, frozenset()) for v in equation.inputs]
+                for v in equation.outputs:
+                    self.parameters[v] = frozenset().union(*used)
+        end = len(self.primitives.program.equations)
+        for j, v in enumerate(self.primitives.program.outputs):
+            if v not in self.data and self.parameters.get(v) and v.inexact:
+                self._record((end, j), v, None, "output", "reaches no state")
+
+    def weight_equations(self) -> tuple[int, ...]:
+        """Equations of parameters and constants that the sites' weights need."""
+        needed = {s.weight for s in self.sites}
+        result = []
+        for i, e in reversed(list(enumerate(self.primitives.program.equations))):
+            if any(v in needed for v in e.outputs):
+                result.append(i)
+                needed.update(e.inputs)
+        return tuple(reversed(result))
+
+    def _record(self, edge: Edge, weight: Var, site, status, reason: str) -> None:
+        parameters = tuple(sorted(self.parameters[weight]))
+        self.occurrences.append(Occurrence(parameters, edge, site, status, reason))
+
+    def _labels(self, flow: tuple[Labels, ...], edge: Edge, site: Site | None):
+        """Per group: where the site's elements flow, or None if they do not."""
+        i, _ = edge
+        outputs = self.primitives.program.equations[i].outputs
+        for g, labels in enumerate(flow):
+            if site is not None and not site.direct:
+                label = labels.get(outputs[0])
+            else:
+                label = pull(self.primitives, labels, edge)
+                if site is not None and label is not None and label.shape != site.shape:
+                    label = labels[outputs[0]]  # a scalar, traced where it is broadcast
+            if label is not None and (label != UNSET).any():
+                yield g, label
+
+    def _meeting(self, edge: Edge, weight: Var) -> None:
+        site = make_site(self.primitives, edge)
+        if not any(True for _ in self._labels(self.reach, edge, site)):
+            self._record(edge, weight, None, "output", "reaches no state")
+            return
+        name = self.primitives.program.equations[edge[0]].name
+        if site is None:
+            self._record(
+                edge, weight, None, "now", f"{name} is not a traceable operation"
+            )
+            return
+        total, traced, reasons = 0, 0, set()
+        found = []
+        for g, label in self._labels(self.flow, edge, site):
+            local = np.where(label >= 0, label - self.positions.groups[g].offset, UNSET)
+            total = max(total, (label != UNSET).sum())
+            traced = max(traced, (label >= 0).sum())
+            reasons |= _reasons(label)
+            if (label >= 0).any():
+                found.append((len(self.sites), g, site.form.canonical(local)))
+        if not found:
+            reason = "; ".join(sorted(reasons)) or "reaches the state only by mixing"
+            self._record(edge, weight, None, "now", reason)
+            return
+        # A layer's weights reach later layers by mixing; that credit is dropped by
+        # definition (D-RTRL), so only the groups reached locally count.
+        reasons = set().union(
+            *(
+                _reasons(label)
+                for g, label in self._labels(self.flow, edge, site)
+                if any(g == h for _, h, _ in found)
+            )
+        )
+        self.found += found
+        self.sites.append(site)
+        status = "partly" if reasons else "traced"
+        reason = (
+            f"{traced} of {total} elements; " + "; ".join(reasons) if reasons else ""
+        )
+        if self.local and self._has_mixing_tail(edge, site):
+            reason = "the local part of a mixing tail (mixing_tails='local')"
+        self._record(edge, weight, len(self.sites) - 1, status, reason)
+
+    def _has_mixing_tail(self, edge: Edge, site: Site) -> bool:
+        groups = {g for site, g, _ in self.found if site == len(self.sites) - 1}
+        return any(
+            (label == BLOCKED).any()
+            for g, label in self._labels(self.reach, edge, site)
+            if g in groups
+        )
+
+
+def _reasons(label: np.ndarray) -> set[str]:
+    reasons = set()
+    if (label == BLOCKED).any():
+        reasons.add("a mixing operation lies between the weight and the state")
+    if (label == MIXED).any():
+        reasons.add("one value flows into several positions of the state")
+    return reasons

@@ -1,0 +1,109 @@
+"""What traces have to remember."""
+
+import dataclasses
+
+import numpy as np
+
+from ._positions import Group, Positions
+from ._primitives import Kind, Primitives
+from ._program import Var
+from ._sites import Site
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TraceSpec:
+    """The eligibility trace of one site in one group.
+
+    `positions` says to which position of the group each element of the site belongs,
+    in canonical form [b, p, o]; UNSET for those that are not traced here.
+    `components` are those of the group that this trace holds.
+    """
+
+    site: int
+    group: int
+    components: tuple[int, ...]
+    positions: np.ndarray
+
+
+class Memory:
+    """Which components of which group a trace has to remember.
+
+    A component is remembered if something reads it one step later: a new state or an
+    exit, by a position-local path. LSTM's h, read by the recurrence alone, is not.
+    """
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        positions: Positions,
+        old: tuple[Var, ...],
+        new: tuple[Var, ...],
+    ):
+        self.primitives = primitives
+        self.positions = positions
+        self.new = new
+        n_equations = len(primitives.program.equations)
+        self.depends: dict[tuple[int, int], bool] = {}
+        self.read: dict[int, bool] = {}
+        for leaf in range(len(old)):
+            reached = self._reached({old[leaf]})
+            for other in range(len(new)):
+                self.depends[other, leaf] = self._arrives(new[other], other, reached)
+            operand = primitives.program.operand
+            exits = [
+                operand(edge)
+                for edge in positions.exits
+                if not (edge[0] == n_equations and operand(edge) in new)
+            ]
+            self.read[leaf] = any(v in reached for v in exits)
+
+    def _arrives(self, var: Var, leaf: int, reached: set[Var]) -> bool:
+        label = self.positions.forward.get(var)
+        if var not in reached or label is None:
+            return False
+        for g in self.positions.groups:
+            if leaf in g.leaves:
+                return bool((label == g.labels(self.new)[self.new[leaf]]).any())
+        return False
+
+    def _reached(self, start: set[Var], cut: bool = True) -> set[Var]:
+        """Values that depend on `start` by local paths."""
+        reached = set(start)
+        for i, equation in enumerate(self.primitives.program.equations):
+            if self.primitives.kinds[i] in (Kind.MIXING, Kind.STOP):
+                continue
+            for j, v in enumerate(equation.inputs):
+                whole = cut and (i, j) in self.positions.cuts
+                if v in reached and not (whole and self.positions.cuts[i, j].all()):
+                    reached.update(o for o in equation.outputs if o.inexact)
+        return reached
+
+    def coupling(self, group: Group) -> np.ndarray:
+        """Whether component i depends on j of the step before, [i, j]."""
+        pairs = [[self.depends[i, j] for j in group.leaves] for i in group.leaves]
+        return np.array(pairs, bool)
+
+    def trace(
+        self,
+        sites: list[Site],
+        index: int,
+        group: int,
+        positions: np.ndarray,
+        remember_all: bool,
+    ) -> TraceSpec:
+        g = self.positions.groups[group]
+        reached = self._reached(set(sites[index].equation.outputs), cut=False)
+        leaves = {leaf for leaf in g.leaves if self.new[leaf] in reached}
+        while True:
+            more = {m for m in g.leaves if any(self.depends[m, k] for k in leaves)}
+            if more <= leaves:
+                break
+            leaves |= more
+        if not remember_all:
+            leaves = {
+                k
+                for k in leaves
+                if self.read[k] or any(self.depends[m, k] for m in g.leaves)
+            }
+        components = tuple(s for s, leaf in enumerate(g.leaves) if leaf in leaves)
+        return TraceSpec(index, group, components, positions)
