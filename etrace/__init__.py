@@ -13,4 +13,5 @@ from ._sequence import (
     learn as learn,
     value_and_grad as value_and_grad,
 )
+from ._stream import stream as stream
 from ._window import Window as Window
