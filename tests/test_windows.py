@@ -376,3 +376,28 @@ def test_drivers_inside_jit():
 
     args = algorithm(problem), problem.inputs, problem.targets
     close(eqx.filter_jit(run)(*args), run(*args))
+
+
+@pytest.mark.parametrize(
+    "precision, tolerance", [("float32", 1e-5), ("float64", 1e-10)]
+)
+@pytest.mark.parametrize("cell", ["gru", "lif"])
+def test_any_window_gives_the_same_gradient(cell, precision, tolerance):
+    """Also a ragged one, and one from which no trace is kept."""
+    problem = problem_of(cell, length=100)
+    cast = lambda x: jnp.asarray(x, precision)  # noqa: E731
+    convert = lambda x: cast(x) if eqx.is_inexact_array(x) else x  # noqa: E731
+    model, inputs, targets = jax.tree.map(
+        convert, (problem.model, problem.inputs, problem.targets)
+    )
+    gradients = []
+    for window in (1, 7, 25, 100):
+        for carry in (True, False):
+            driver = etrace.value_and_grad(
+                squared_error, window=window, reduction="sum", carry=carry
+            )
+            gradients.append(driver(etrace.DRTRL(model), None, inputs, targets)[1])
+    _, now = truncated(model, squared_error, inputs, targets, window=1)
+    assert gradient_distance(gradients[0], now) > 1e-2
+    for other in gradients[1:]:
+        assert gradient_distance(other, gradients[0]) < tolerance

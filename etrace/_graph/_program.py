@@ -260,8 +260,8 @@ def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
     Going through a one-equation jaxpr leaves the binding of parameters, which
     changes between releases, to JAX.
     """
-    fresh = jex.core.gensym()
-    operands = [fresh(v.aval) for v in eqn.invars]
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    operands = list(jax.make_jaxpr(lambda *xs: xs)(*shapes).jaxpr.invars)
     single = jaxpr.replace(
         constvars=[],
         invars=operands,

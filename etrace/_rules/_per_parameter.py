@@ -22,7 +22,8 @@ def advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
     """
     if trace is not None and not trace.size:
         return trace
-    if len(f) == 1 or trace is None or math.prod(trace.shape[1:]) < _SMALL:
+    shape = (*f.shape[1:], x.shape[-1])
+    if len(f) == 1 or math.prod(shape[1:]) < _SMALL:
         return _advance(trace, d, f, x)
     return lax.platform_dependent(trace, d, f, x, cpu=_by_blocks, default=_advance)
 
@@ -44,23 +45,32 @@ _SMALL = 2**14
 _LONG, _EXAMPLES = 50, 4
 
 
-def _by_blocks(trace: Array, d: Array, f: Array, x: Array) -> Array:
-    size = 1 if len(f) >= _LONG else math.gcd(len(trace), _EXAMPLES)
+def _by_blocks(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
+    batch = len(d)
+    size = 1 if len(f) >= _LONG else math.gcd(batch, _EXAMPLES)
 
-    def advance(i, trace):
+    def advance(i, result):
         def block(y, axis):
             return lax.dynamic_slice_in_dim(y, i * size, size, axis)
 
-        new = _advance(block(trace, 0), block(d, 0), block(f, 1), block(x, 1))
-        return lax.dynamic_update_slice_in_dim(trace, new, i * size, 0)
+        old = None if trace is None else block(result, 0)
+        new = _advance(old, block(d, 0), block(f, 1), block(x, 1))
+        return lax.dynamic_update_slice_in_dim(result, new, i * size, 0)
 
-    return lax.fori_loop(0, len(trace) // size, advance, trace)
+    zero = jnp.zeros((*f.shape[1:], x.shape[-1]), wider(f, x))
+    start = zero if trace is None else trace
+    return lax.fori_loop(0, batch // size, advance, start)
 
 
 def _outer(f: Array, x: Array) -> Array:
     """Σ_k f_k ⊗ x_k, [batch, components, b, p, o, c]."""
     if len(f) == 1 or f.shape[-1] == x.shape[-1] == 1:
-        return jnp.sum(f[..., None] * x[:, :, None, :, :, None], axis=0)
+        each = f[..., None] * x[:, :, None, :, :, None]
+        if len(f) == 1:
+            return each[0]
+        # A sum over time; as a product, because XLA's reductions are slow on CPU.
+        total = jnp.ones(len(f), each.dtype) @ each.reshape(len(f), -1)
+        return total.reshape(each.shape[1:])
     # [batch, b, p, components, o, c]. An einsum might change the order of the operands,
     # and XLA transpose what is as large as a trace.
     product = lax.dot_general(f, x, (((0,), (0,)), ((1, 3, 4), (1, 2, 3))))
