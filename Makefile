@@ -33,6 +33,9 @@ lint: $(VENV)/.installed-lint ## ruff check, ruff format --check, pyright
 	@echo "==> pyright"
 	@$(BIN)/pyright
 
+bench: $(VENV)/.installed-bench ## measure speed and memory; QUICK=1 takes three minutes
+	@$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
+
 docs: $(VENV)/.installed-docs ## build the documentation into docs/site
 	@echo "==> building the documentation"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
@@ -57,13 +60,14 @@ clean: ## remove what was built
 distclean: clean ## remove the virtual environments too
 	@rm -rf .venv .venv-oldest
 
-.PHONY: help demo test test-oldest lint docs format clean distclean
+.PHONY: help demo test test-oldest lint bench docs format clean distclean
 
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=
 $(VENV)/.installed-demo: WANTED = --editable '.[demo]'
 $(VENV)/.installed-test: WANTED = --editable '.[demo,testing]' --group test
 $(VENV)/.installed-lint: WANTED = --editable '.[testing]' --group lint
+$(VENV)/.installed-bench: WANTED = --editable '.[demo,testing]' $(if $(PEER),--group peer)
 $(VENV)/.installed-docs: WANTED = --editable '.[testing]' --group docs
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/.created

@@ -309,9 +309,13 @@ def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int
         carry, result = step(carry, sequence.part(0, window))
         results.append(jax.tree.map(lambda x: x[None], result))
     elif whole:
-        full = sequence.part(0, whole * window)
-        full = jax.tree.map(lambda x: x.reshape(whole, window, *x.shape[1:]), full)
-        carry, result = lax.scan(step, carry, full)
+
+        def numbered(carry, i):
+            # Not a reshaped sequence, which would be copied.
+            cut = lambda x: lax.dynamic_slice_in_dim(x, i * window, window)  # noqa: E731
+            return step(carry, jax.tree.map(cut, sequence))
+
+        carry, result = lax.scan(numbered, carry, jnp.arange(whole))
         results.append(result)
     if rest:
         carry, result = step(carry, sequence.part(whole * window, sequence.length))
