@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._axes import Axes, batch_size, repeat_over_batch
-from ._backward import LearningSignals, multi_step, roll_out_with_vjp, single_step
+from ._backward import LearningSignals, backwards
 from ._check import check_call, check_options
 from ._data import as_arrays, untag
-from ._graph import Graph, MixingTails, Report, Steps, graph_of, is_inexact
+from ._forward import Ran, forwards
+from ._graph import Graph, MixingTails, Report, graph_of, is_inexact
 from ._model import (
     Call,
-    Spec,
     Static,
     check_model,
     initial_state,
@@ -33,7 +33,6 @@ from ._window import Window
 from ._xla import wait
 
 VjpMethod = Literal["single-step", "multi-step"]
-_Ran = tuple[Window, Callable | None]
 
 
 class Trace(eqx.Module):
@@ -228,7 +227,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         The residuals are the window and the incoming trace.
         """
         outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
-        new_trace = self._advanced(trace, ran[0])
+        new_trace = self._advanced(trace, ran.window)
         return (outputs, *last, new_trace), (ran, trace, inputs)
 
     def _update_bwd(
@@ -243,7 +242,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         params, at_inputs = self._gradients(trace, ran, (outputs, last))
         leaves, treedef = jax.tree.flatten(inputs)
         flows = list(map(is_inexact, leaves))
-        multi = [m for m, f in zip(ran[0].multi, flows, strict=True) if f]
+        multi = [m for m, f in zip(ran.window.multi, flows, strict=True) if f]
         found = iter(axes.drop_from_inputs(at_inputs, multi))
         at_inputs = treedef.unflatten([next(found) if f else None for f in flows])
         return params, at_inputs, None, None, None
@@ -257,51 +256,35 @@ class ETraceVjpAlgorithm(eqx.Module):
     ) -> tuple[Array, Any, PyTree, tuple[PyTree, PyTree, Trace]]:
         """(value, aux, gradients of the parameters, new state) of one call.
 
-        What `jax.grad` through `update` gives, for a loss of the outputs alone. The
+        What `jax.grad` through `update` gives, for a loss of the outputs alone. But the
         trace is read before it is advanced, so that XLA can write over it.
         """
         hidden, other, trace = state
-        own = ("_update", "_update_fwd", "_update_bwd")
-        if not self.keeps(ETraceVjpAlgorithm, *own, "_true_update_fun"):
-
-            def updated(params):
-                arguments = (params, inputs, hidden, other, trace)
-                outputs, *state = self._true_update_fun(*arguments)
-                value, aux = loss(outputs)
-                return value, (aux, tuple(state))
-
-            grad = jax.value_and_grad(updated, has_aux=True)
-            (value, (aux, state)), gradients = grad(params)
-            return value, aux, gradients, state
         outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
         value, pull, aux = jax.vjp(loss, outputs, has_aux=True)
         (cotangents,) = pull(jnp.ones_like(value))
         cotangents = Axes(self.batched, untag(inputs)[2]).add_to_outputs(cotangents)
         gradients, _ = self._gradients(trace, ran, (cotangents, None))
-        new_trace = self._advanced(wait(trace, gradients), ran[0])
+        new_trace = self._advanced(wait(trace, gradients), ran.window)
         return value, aux, gradients, (*last, new_trace)
 
     def _run(
         self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], graph: Graph
-    ) -> tuple[PyTree, tuple[PyTree, PyTree], _Ran]:
-        """(outputs, (hidden, other) after the last step, the window and, if gradients
-        go back through all of it, the way back)."""
+    ) -> tuple[PyTree, tuple[PyTree, PyTree], Ran]:
+        """(outputs, (hidden, other) after the last step, the window)."""
         plain, multi, length = untag(inputs)
         axes = Axes(self.batched, length)
-        plain = axes.add_to_inputs(plain, multi)
-        state = axes.add_to_state(state)
-        multi = tuple(jax.tree.leaves(multi))
-        _, consts, _ = split_model(self.model)
-        steps = Steps(graph, multi, length or 1, len(jax.tree.leaves(state)[0]))
-        arguments = (params, consts, state, plain)
-        if self.vjp_method == "single-step":
-            result, pull = steps.roll_out(*arguments), None
-        else:
-            result, pull = roll_out_with_vjp(steps, *arguments)
-        outputs, rolled, last = result
-        window = Window(graph, params, consts, plain, multi, rolled)
-        last = axes.drop_from_state(last)
-        return axes.drop_from_outputs(outputs), last, (window, pull)
+        outputs, last, ran = forwards(
+            graph,
+            params,
+            split_model(self.model)[1],
+            axes.add_to_state(state),
+            axes.add_to_inputs(plain, multi),
+            tuple(jax.tree.leaves(multi)),
+            length or 1,
+            differentiable=self.vjp_method == "multi-step",
+        )
+        return axes.drop_from_outputs(outputs), axes.drop_from_state(last), ran
 
     def _advanced(self, trace: Trace, window: Window) -> Trace:
         """The trace after the window."""
@@ -312,16 +295,12 @@ class ETraceVjpAlgorithm(eqx.Module):
         return self._assign_etrace_data(trace, data)
 
     def _gradients(
-        self, trace: Trace, ran: _Ran, cotangents: tuple[PyTree, PyTree | None]
+        self, trace: Trace, ran: Ran, cotangents: tuple[PyTree, PyTree | None]
     ) -> tuple[PyTree, list[Array]]:
         """Those of the parameters and of the inexact inputs, for cotangents of
         (outputs, last state)."""
-        window, pull = ran
-        data = self._data(trace, window.size[1])
-        if pull is None:
-            signals, inputs = single_step(window, cotangents)
-        else:
-            window, signals, inputs = multi_step(window, pull, cotangents)
+        data = self._data(trace, ran.window.size[1])
+        window, signals, inputs = backwards(ran, cotangents)
         return self._solve_weight_gradients(data, window, signals), inputs
 
     def _data(self, trace: Trace, batch: int) -> PyTree:
@@ -416,19 +395,9 @@ class ETraceVjpAlgorithm(eqx.Module):
         leaves, treedef = jax.tree.flatten(plain)
         drop = [int(m) + int(self.batched) for m in jax.tree.leaves(multi)]
         batch = batch_size(leaves, drop) if self.batched else 1
-        structs = [
-            jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in zip(leaves, drop)
-        ]
-        params, consts, static = split_model(self.model)
-        hidden, other = initial_state(self.model, self.hidden_filter)
-        call = Call(
-            Static.of(static),
-            Spec.of(params),
-            Spec.of(consts),
-            Spec.of(hidden),
-            Spec.of(other),
-            Spec(treedef, tuple(structs)),
-        )
+        pairs = zip(leaves, drop)
+        one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
+        call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
         everything = self._remembers_all()
         return graph_of(call, self.model, self.mixing_tails, everything), batch
 

@@ -7,18 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._forward import Ran, merge
 from ._graph import (
     Adjoint,
     Edge,
     Graph,
     LocalRegion,
-    Rolled,
-    Steps,
     Value,
     complete_groups,
     inexact,
     inject,
-    is_inexact,
 )
 from ._model import split_complex
 from ._window import Window
@@ -63,21 +61,29 @@ class LearningSignals:
         return jax.tree.map(jnp.add, total, self._window.pull_back(past))
 
 
-def single_step(
-    window: Window, cotangents: tuple[PyTree, PyTree | None]
-) -> tuple[LearningSignals, list[Array]]:
-    """Backpropagates through each step alone, its incoming state held.
+def backwards(
+    ran: Ran, cotangents: tuple[PyTree, PyTree | None]
+) -> tuple[Window, LearningSignals, list[Array]]:
+    """What a rule is given, and the cotangents of the inexact inputs.
 
     `cotangents` are those of (outputs [k, batch, ...], (last hidden, last other)), or
-    None in place of the latter. Returns the signals and the cotangents of the inexact
-    inputs.
+    None in place of the latter.
     """
+    if ran.pull is None:
+        return ran.window, *_single_step(ran.window, cotangents)
+    return _multi_step(ran.window, ran.pull, cotangents)
+
+
+def _single_step(
+    window: Window, cotangents: tuple[PyTree, PyTree | None]
+) -> tuple[LearningSignals, list[Array]]:
+    """Backpropagates through each step alone, its incoming state held."""
     steps, local, held = window.evaluation, window.local, inexact(window.inputs)
     exits = window.graph.positions.exits
 
     def read(params, inputs, edge, added=None):
         """What the loss reads, and all values."""
-        merged = _merge(window.inputs, inputs)
+        merged = merge(window.inputs, inputs)
         arguments = (params, window.consts, merged, window.rolled)
         env = steps.env(*arguments, edge=edge, adjoints=added or {})
         return inexact(_given(steps.read(env, edge), cotangents)), env
@@ -149,13 +155,12 @@ def _at_sites(graph: Graph, signals: Sequence[Array | None]):
     return of_values, of_reads
 
 
-def multi_step(
+def _multi_step(
     window: Window, pull: Callable, cotangents: tuple[PyTree, PyTree | None]
 ) -> tuple[Window, LearningSignals, list[Array]]:
     """Backpropagates through the whole window, the state before it held.
 
-    `pull` is from `roll_out_with_vjp`. Returns the window's first step, the signals at
-    its start and the cotangents of the inexact inputs.
+    A rule is given the window's first step, and the signals at its start.
     """
     params, inputs, hidden = pull(*cotangents)
     # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
@@ -173,32 +178,6 @@ def multi_step(
     return first, LearningSignals(first, boundary, now), inputs
 
 
-def roll_out_with_vjp(
-    steps: Steps, params: PyTree, consts: PyTree, state: tuple, inputs: PyTree
-) -> tuple[tuple[PyTree, Rolled, tuple], Callable]:
-    """`steps.roll_out` and the way back through all its steps.
-
-    The latter takes cotangents of the outputs and of the last state, or None for zeros,
-    to those of the parameters, the inexact inputs and the hidden state.
-    """
-    hidden, other = state
-
-    def run(params, some, hidden):
-        arguments = (params, consts, (hidden, other), _merge(inputs, some))
-        outputs, rolled, last = steps.roll_out(*arguments)
-        return (inexact(outputs), inexact(last)), (outputs, rolled, last)
-
-    arguments = (params, inexact(inputs), hidden)
-    (_, last), pull, results = jax.vjp(run, *arguments, has_aux=True)
-
-    zeros = list(map(jnp.zeros_like, last))
-    return results, jax.tree_util.Partial(_pull, pull, zeros)
-
-
-def _pull(pull: Callable, zeros: list[Array], outputs: PyTree, last: PyTree):
-    return pull((inexact(outputs), zeros if last is None else inexact(last)))
-
-
 def _given(results: tuple, cotangents: tuple) -> tuple:
     """The results for which there are cotangents."""
     return tuple(r for r, c in zip(results, cotangents, strict=True) if c is not None)
@@ -206,10 +185,3 @@ def _given(results: tuple, cotangents: tuple) -> tuple:
 
 def _outer(signal: Array, x: Array) -> Array:
     return jnp.einsum("kBbpo,kBbpc->boc", signal, x)
-
-
-def _merge(inputs: PyTree, some: Sequence[Array]) -> PyTree:
-    """The inputs, with their inexact leaves replaced."""
-    leaves, treedef = jax.tree.flatten(inputs)
-    replaced = iter(some)
-    return treedef.unflatten([next(replaced) if is_inexact(x) else x for x in leaves])

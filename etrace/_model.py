@@ -87,6 +87,14 @@ class Call:
     other: Spec
     inputs: Spec
 
+    @staticmethod
+    def of(model: eqx.Module, hidden_filter: Any, inputs: PyTree) -> "Call":
+        """The step of a model with such inputs (arrays or shapes)."""
+        params, consts, static = split_model(model)
+        hidden, other = initial_state(model, hidden_filter)
+        trees = (params, consts, hidden, other, inputs)
+        return Call(Static.of(static), *map(Spec.of, trees))
+
     @property
     def specs(self) -> tuple[Spec, ...]:
         """Of the arguments of `step`, in order."""

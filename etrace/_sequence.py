@@ -53,7 +53,18 @@ class _Loss(eqx.Module):
             return jnp.sum(losses), aux
 
         inputs = tuple(map(MultiStepData, part.inputs))
-        return algorithm._loss_and_gradients(params, inputs, state, loss)
+        own = ("_true_update_fun", "_update", "_update_fwd", "_update_bwd")
+        if algorithm.keeps(ETraceVjpAlgorithm, *own):
+            return algorithm._loss_and_gradients(params, inputs, state, loss)
+
+        def updated(params):
+            outputs, *new = algorithm._true_update_fun(params, inputs, *state)
+            value, aux = loss(outputs)
+            return value, (aux, tuple(new))
+
+        grad = jax.value_and_grad(updated, has_aux=True)
+        (value, (aux, state)), gradients = grad(params)
+        return value, aux, gradients, state
 
     def _losses(self, outputs: PyTree, part: Sequence):
         """The losses of all steps, weighted by the mask."""

@@ -121,6 +121,21 @@ def test_a_hook_of_a_finished_rule_may_be_overridden():
     assert et.gradient_distance(grads, now) < 1e-9
 
 
+def test_the_derivative_of_update_may_be_overridden(problem):
+    """The drivers respect it."""
+
+    class Doubled(etrace.DRTRL):
+        def _update_bwd(self, residuals, cotangents):
+            params, *rest = super()._update_bwd(residuals, cotangents)
+            return jax.tree.map(lambda g: 2 * g, params), *rest
+
+    model, inputs, targets = problem
+    driver = etrace.value_and_grad(et.squared_error, window=4, carry=False)
+    _, once = driver(etrace.DRTRL(model), None, inputs, targets)
+    _, twice = driver(Doubled(model), None, inputs, targets)
+    assert et.gradient_distance(twice, jax.tree.map(lambda g: 2 * g, once)) < 1e-12
+
+
 def test_evolve_carries_the_rules_trace(problem):
     model, inputs, _ = problem
     algorithm = LeakyTrace(model)

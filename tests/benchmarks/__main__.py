@@ -118,7 +118,7 @@ def measured(
     differences = compare(methods)
     to_peer = compare_peer(problem, methods)
     calls = {name: m.gradient for name, m in methods.items()}
-    times = dict(interleaved(calls, repeats, at_most=10.0))
+    times = dict(interleaved(calls, repeats, at_most=6.0))
     rows = []
     for name, method in methods.items():
         row: dict[str, Any] = {"method": name, **dataclasses.asdict(times[name])}
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
     cases = quick() if options.quick else full()
-    repeats = 7 if options.quick else 15
+    repeats = 7 if options.quick else 9
     results: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
