@@ -79,6 +79,17 @@ def test_a_packed_trace_is_a_bfloat16_one(shape: tuple[int, ...], k: int):
     assert (per_parameter.contract(a, bits) == per_parameter.contract(a, short)).all()
 
 
+def test_sums_of_short_numbers_are_exact_enough():
+    """A thousand bfloat16 ones add up to a thousand, not to 256."""
+    ones = jnp.ones((1000, 1, 1, 1, 1, 4), jnp.bfloat16)
+    x = jnp.ones((1000, 1, 1, 1, 3), jnp.bfloat16)
+    for f, x in ((ones, x), (ones[..., :1], x[..., :1])):
+        d = jnp.ones((1, 1, 1, 1, 1, f.shape[-1]), jnp.bfloat16)
+        assert (per_parameter.advance(None, d, f, x) == 1000).all()
+    many = jnp.ones((1000, 1, 1, 1, 2, 3), jnp.bfloat16)
+    assert (per_parameter.contract(many[..., 0], many) == 1000).all()
+
+
 def test_rounding_to_bits():
     """Ties to even, infinities, NaNs, and numbers too small to be normal."""
     special = [0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, 1e-40, 3.4e38, -3.4e38]

@@ -1,8 +1,8 @@
 """Per-parameter traces: [batch, components, b, p, o, c], the layout of a site's
 canonical form with the components of its group in front.
 
-The arithmetic is done in the wider of the stored and the signals' precision, so that a
-bfloat16 trace is rounded once a window.
+The arithmetic is done in the wider of the stored and the signals' precision, and at
+least in float32, so that a bfloat16 trace is rounded once a window.
 """
 
 import math
@@ -57,15 +57,17 @@ def _by_blocks(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
         new = _advance(old, block(d, 0), block(f, 1), block(x, 1))
         return lax.dynamic_update_slice_in_dim(result, new, i * size, 0)
 
-    zero = jnp.zeros((*f.shape[1:], x.shape[-1]), wider(f, x))
+    dtype = _at_least_single(wider(f, x))
+    zero = jnp.zeros((*f.shape[1:], x.shape[-1]), dtype)
     start = zero if trace is None else trace
     return lax.fori_loop(0, batch // size, advance, start)
 
 
 def _outer(f: Array, x: Array) -> Array:
     """Σ_k f_k ⊗ x_k, [batch, components, b, p, o, c]."""
+    dtype = _at_least_single(wider(f, x))
     if len(f) == 1 or f.shape[-1] == x.shape[-1] == 1:
-        each = f[..., None] * x[:, :, None, :, :, None]
+        each = f[..., None].astype(dtype) * x[:, :, None, :, :, None].astype(dtype)
         if len(f) == 1:
             return each[0]
         # A sum over time; as a product, because XLA's reductions are slow on CPU.
@@ -73,7 +75,10 @@ def _outer(f: Array, x: Array) -> Array:
         return total.reshape(each.shape[1:])
     # [batch, b, p, components, o, c]. An einsum might change the order of the operands,
     # and XLA transpose what is as large as a trace.
-    product = lax.dot_general(f, x, (((0,), (0,)), ((1, 3, 4), (1, 2, 3))))
+    numbers = (((0,), (0,)), ((1, 3, 4), (1, 2, 3)))
+    if f.dtype != x.dtype:
+        f, x = f.astype(dtype), x.astype(dtype)
+    product = lax.dot_general(f, x, numbers, preferred_element_type=dtype)
     return jnp.moveaxis(product, 3, 1)
 
 
@@ -160,9 +165,16 @@ def wider(*arrays: Array) -> Any:
 
 
 def _working(trace: Array, signal: Array) -> Any:
-    """The dtype to compute in: the wider one; real if the trace is."""
+    """The dtype to compute in: the wider one, in which sums are exact enough; real if
+    the trace is."""
     dtype = signal.dtype if trace.dtype == jnp.uint16 else wider(trace, signal)
+    dtype = _at_least_single(dtype)
     return dtype if jnp.iscomplexobj(trace) else jnp.finfo(dtype).dtype
+
+
+def _at_least_single(dtype: Any) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def _as(x: Array, dtype: Any) -> Array:
