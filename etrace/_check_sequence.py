@@ -29,9 +29,13 @@ class Sequence(eqx.Module):
         return jax.tree.map(lambda x: x[start:stop], self)
 
 
+def check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive int.")
+
+
 def check_window(window: Any, reduction: Any) -> None:
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window is {window!r}; expected a positive int.")
+    check_positive("window", window)
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction is {reduction!r}; expected "mean" or "sum".')
 

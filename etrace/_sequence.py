@@ -157,7 +157,8 @@ def _value_and_grad(kept, state):
 
     params = eqx.filter(algorithm.model, eqx.is_inexact_array)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    state = _packed(algorithm, _ready(algorithm, state, sequence, loss.window))
+    state = _ready(algorithm, state, sequence, loss.window)
+    state = _stored(algorithm._packed, state)
     (grads, state), results = _over_windows(step, (zeros, state), sequence, loss.window)
     values, aux = zip(*results, strict=True)
     value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
@@ -165,7 +166,7 @@ def _value_and_grad(kept, state):
     # A state that is not returned is not computed either.
     if not loss.carry:
         return value, grads
-    return value, grads, _unpacked(algorithm, state)
+    return value, grads, _stored(algorithm._unpacked, state)
 
 
 def learn(
@@ -222,7 +223,8 @@ def learn(
 def _learn(kept, state):
     loss, optimiser, algorithm, optimiser_state, sequence = kept
     params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
-    state = _packed(algorithm, _ready(algorithm, state, sequence, loss.window))
+    state = _ready(algorithm, state, sequence, loss.window)
+    state = _stored(algorithm._packed, state)
 
     def step(carry, part):
         params, optimiser_state, state = carry
@@ -240,7 +242,7 @@ def _learn(kept, state):
     values, aux = zip(*results, strict=True)
     losses = jnp.concatenate(values)
     losses = (losses, _along_time(aux)) if loss.has_aux else losses
-    return algorithm, optimiser_state, _unpacked(algorithm, state), losses
+    return algorithm, optimiser_state, _stored(algorithm._unpacked, state), losses
 
 
 def evolve(
@@ -298,14 +300,10 @@ def _ready(algorithm, state: tuple, sequence: Sequence, window: int) -> tuple:
     return state if sequence.length <= window else algorithm._made(*state)
 
 
-def _packed(algorithm, state: tuple) -> tuple:
+def _stored(change: Callable[[PyTree], PyTree], state: tuple) -> tuple:
+    """The state, with what its trace stores changed."""
     hidden, other, trace = state
-    return hidden, other, Trace(algorithm._packed(trace.data), trace.graph)
-
-
-def _unpacked(algorithm, state: tuple) -> tuple:
-    hidden, other, trace = state
-    return hidden, other, Trace(algorithm._unpacked(trace.data), trace.graph)
+    return hidden, other, Trace(change(trace.data), trace.graph)
 
 
 def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
+from ._check_sequence import check_positive
 from ._model import kind_of
 
 
@@ -50,8 +51,7 @@ def stream(
     **Raises:** ValueError or TypeError if `source` is neither, or its parts differ in
     length.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; expected a positive int.")
+    check_positive("steps", steps)
     total, pieces = _pieces(source, steps)
     bar = _bar(total) if progress else None
     return _run(train, (algorithm, optimiser_state, state), pieces, bar)

@@ -91,7 +91,7 @@ def drtrl(
     def gradient():
         value, grads, *state = driver(algorithm, states[0], inputs, targets)
         states[0] = state[0] if state else None
-        return value, grads.model if isinstance(grads, etrace.DRTRL) else grads
+        return value, grads
 
     state = algorithm.init(inputs[0])
     arrays, static = eqx.partition((algorithm, state), eqx.is_array)
