@@ -20,7 +20,14 @@ from ._backward import LearningSignals, backwards
 from ._check import check_call, check_options
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
-from ._graph import Graph, MixingTails, Report, graph_of, is_inexact
+from ._graph import (
+    Graph,
+    MixingTails,
+    Recurrence,
+    Report,
+    graph_of,
+    is_inexact,
+)
 from ._model import (
     Call,
     Static,
@@ -364,6 +371,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         """Whether traces hold components that no position-local path reads later."""
         return self.vjp_method == "multi-step"
 
+    def _recurrence(self) -> Recurrence:
+        """How much of a group's own recurrence the local derivatives include."""
+        return "cut"
+
     def keeps(self, base: type, *names: str) -> bool:
         """Whether these methods are still those of `base`, not overridden."""
         return all(getattr(type(self), n) is getattr(base, n) for n in names)
@@ -398,8 +409,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
-        everything = self._remembers_all()
-        return graph_of(call, self.model, self.mixing_tails, everything), batch
+        options = (self.mixing_tails, self._remembers_all(), self._recurrence())
+        return graph_of(call, self.model, *options), batch
 
 
 def _primal(static, arrays, *arguments):

@@ -1,6 +1,7 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,27 +26,44 @@ from ._window import Window
 class LearningSignals:
     """What the loss of a window says, and the way from there to the parameters.
 
-    - `boundary`: per group, the signal at the state before each step, [k, batch, S, P]:
-      B_t = ∂L_t/∂h_{t-1} with gradients stopped in the group's own recurrence. With
-      `vjp_method="multi-step"`, ∂L/∂h at the window's start (k = 1).
+    - `spatial`: at every exit, the signal λ_t that reaches it in the step itself,
+      [k * batch, ...] like the value there. Empty with `vjp_method="multi-step"`.
+    - `outputs`: the cotangents of the inexact outputs, [k, batch, ...].
     """
 
-    boundary: tuple[Array, ...]
+    spatial: Sequence[Array]
+    outputs: Sequence[Array]
 
     def __init__(
         self,
         window: Window,
-        boundary: tuple[Array, ...],
-        now: Callable[[Sequence[Array]], PyTree],
+        spatial: Sequence[Array],
+        outputs: Sequence[Array],
+        now: Callable[[Sequence[Array], Sequence[Array | None]], PyTree],
+        start: tuple[Array, ...] | None = None,
     ):
-        self.boundary = boundary
+        self.spatial = spatial
+        self.outputs = outputs
         self._window = window
         self._now = now
+        self._start = start
+
+    @functools.cached_property
+    def boundary(self) -> tuple[Array, ...]:
+        """Per group, the signal at the state before each step, [k, batch, S, P].
+
+        B_t = ∂L_t/∂h_{t-1} with gradients stopped in the group's own recurrence. With
+        `vjp_method="multi-step"`, ∂L/∂h at the window's start (k = 1).
+        """
+        if self._start is not None:
+            return self._start
+        return self._window.local.boundary(self.spatial)
 
     def gradients(
         self,
         past: Sequence[Array | None] = (),
         adjoints: Sequence[Array] = (),
+        at_sites: Sequence[Array | None] = (),
     ) -> PyTree:
         """The gradient of the parameters: "now", and the past if it is given.
 
@@ -54,8 +72,11 @@ class LearningSignals:
         - `past`: per trace, a gradient of the weight, [b, o, c], or None for zero.
         - `adjoints`: per group, signals a_j at the states after each step, [k, batch,
             S, P]. Σ_j a_j · (f_j ⊗ x_j) is added to the gradient, at little extra cost.
+        - `at_sites`: per trace, signals δ_j where the operation gives its result (or
+            the weight is read), [k, batch, b, p, o], or None. Σ_j δ_j ⊗ x_j is added,
+            at no extra cost.
         """
-        total = self._now(adjoints)
+        total = self._now(adjoints, at_sites)
         if all(x is None for x in past):
             return total
         return jax.tree.map(jnp.add, total, self._window.pull_back(past))
@@ -79,13 +100,13 @@ def _single_step(
 ) -> tuple[LearningSignals, list[Array]]:
     """Backpropagates through each step alone, its incoming state held."""
     steps, local, held = window.evaluation, window.local, inexact(window.inputs)
-    exits = window.graph.positions.exits
+    exits = window.graph.exits.open
 
-    def read(params, inputs, edge, added=None):
+    def read(params, inputs, edge, adjoints=None):
         """What the loss reads, and all values."""
         merged = merge(window.inputs, inputs)
         arguments = (params, window.consts, merged, window.rolled)
-        env = steps.env(*arguments, edge=edge, adjoints=added or {})
+        env = steps.env(*arguments, edge=edge, adjoints=adjoints or {})
         return inexact(_given(steps.read(env, edge), cotangents)), env
 
     def wide(value: Value, shape: tuple[int, ...]) -> Array:
@@ -102,13 +123,13 @@ def _single_step(
 
         return read(window.params, inputs, edge)[0]
 
-    def now(adjoints):
+    def now(adjoints, more):
         # Of a complete group, ordinary differentiation finds what local paths give, so
         # that its adjoints can go the way of the loss.
         complete = complete_groups(window.graph)
         pairs = list(enumerate(adjoints))
         own_way = [None if g in complete else a for g, a in pairs]
-        at_sites = local.at_sites(own_way) if pairs else ()
+        at_sites = added(local.at_sites(own_way) if pairs else (), more)
         at_states = [x for g, a in pairs if g in complete for x in local.to_new(g, a)]
         of_values, of_reads = _at_sites(window.graph, at_sites)
 
@@ -130,7 +151,18 @@ def _single_step(
     zeros = [jnp.zeros_like(local.exit_value(at)) for at in exits]
     _, pull = jax.vjp(shifted, held, zeros)
     inputs, spatial = pull(inexact(cotangents))
-    return LearningSignals(window, local.boundary(spatial), now), inputs
+    outputs = inexact(cotangents[0])
+    return LearningSignals(window, spatial, outputs, now), inputs
+
+
+def added(
+    a: Sequence[Array | None], b: Sequence[Array | None]
+) -> Sequence[Array | None]:
+    """The sum of signals, None standing for zero; either may be empty."""
+    if not (a and b):
+        return a or b
+    pairs = zip(a, b, strict=True)
+    return [x if y is None else y if x is None else x + y for x, y in pairs]
 
 
 def _at_sites(graph: Graph, signals: Sequence[Array | None]):
@@ -168,14 +200,18 @@ def _multi_step(
     first = window.part(0, 1)
     boundary = LocalRegion(window.graph, {}, *first.size).to_groups(leaves)
 
-    def now(adjoints):
-        if not adjoints:
+    def now(adjoints, more):
+        signals = added(first.at_sites(adjoints) if adjoints else (), more)
+        if not signals:
             return params
-        signals = enumerate(first.at_sites(adjoints))
-        outer = [_outer(a, first.local_input(t)) for t, a in signals]
+        outer = [
+            None if a is None else _outer(a, first.local_input(t))
+            for t, a in enumerate(signals)
+        ]
         return jax.tree.map(jnp.add, params, first.pull_back(outer))
 
-    return first, LearningSignals(first, boundary, now), inputs
+    outputs = inexact(cotangents[0])
+    return first, LearningSignals(first, (), outputs, now, boundary), inputs
 
 
 def _given(results: tuple, cotangents: tuple) -> tuple:

@@ -304,3 +304,13 @@ def join_complex(
         else next(remaining)
         for x in like
     ]
+
+
+def real_names(call: Call) -> list[str]:
+    """Names of the hidden leaves, complex ones as two."""
+    result = []
+    for name, x in zip(call.hidden.names(), call.hidden.leaves):
+        name = name or "state"
+        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
+        result += [f"re {name}", f"im {name}"] if is_complex else [name]
+    return result

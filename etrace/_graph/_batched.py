@@ -71,6 +71,7 @@ def run(
     equations: Iterable[int] | None = None,
     *,
     edge: Callable[[Edge, Value], Value] = lambda edge, value: value,
+    result: Callable[[int, list[Value], Value], Value] = lambda i, _, value: value,
     recalled: Mapping[Var, Value] = {},  # noqa: B006 (read only)
     adjoints: Mapping[int, Adjoint] = {},  # noqa: B006
 ) -> Env:
@@ -79,6 +80,7 @@ def run(
     **Arguments:**
 
     - `edge`: may replace any value at the place where it is read.
+    - `result`: may replace the result of an equation that has one, given its operands.
     - `recalled`: values that are known. The equations that give them are differentiated
         but not computed.
     - `adjoints`: by recalled equation, what to add to the cotangent of its value.
@@ -97,9 +99,10 @@ def run(
             results = _recalled(fun, arrays, known, adjoints.get(i))
         else:
             results = fun(*arrays)
-        env.update(
-            (v, Value(x, depth)) for v, x in zip(equation.outputs, results, strict=True)
-        )
+        values = [Value(x, depth) for x in results]
+        if len(values) == 1:
+            values = [result(i, operands, *values)]
+        env.update(zip(equation.outputs, values, strict=True))
     return env
 
 
@@ -185,3 +188,18 @@ def inject(value: Array, cotangent: Array) -> Array:
 
 
 inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))
+
+
+def take(values: Array, positions: np.ndarray) -> Array:
+    """Takes values [..., P] of a group to the elements of a site, [..., b, p, o]."""
+    size, shape = values.shape[-1], positions.shape
+    flat = positions.reshape(-1)
+    repeats, rest = divmod(flat.size, size)
+    # Gathers are slow: the layouts that occur (one weight per neuron, several gates
+    # side by side) need none.
+    if rest == 0 and np.array_equal(flat, np.tile(np.arange(size), repeats)):
+        tiled = jnp.broadcast_to(
+            values[..., None, :], (*values.shape[:-1], repeats, size)
+        )
+        return tiled.reshape(*values.shape[:-1], *shape)
+    return values[..., np.maximum(positions, 0)]

@@ -7,7 +7,7 @@ works on; it is static (no array of the model in it) and compared by identity.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,11 +15,13 @@ import numpy as np
 
 from .._model import Call, Spec, join_complex, split_complex
 from ._batched import Env, Value, run
+from ._exits import Exits, find_exits
 from ._meetings import Meetings, MixingTails, Occurrence
 from ._memory import Memory, TraceSpec
 from ._positions import Positions, find_positions
 from ._primitives import Primitives
 from ._program import Program, Var, trace_program
+from ._recurrence import Diagonal, Recurrence, check_single, find_diagonals
 from ._sites import Site
 
 
@@ -32,6 +34,7 @@ class Graph:
     program: Program
     primitives: Primitives
     positions: Positions
+    exits: Exits
     sites: tuple[Site, ...]
     traces: tuple[TraceSpec, ...]
     couplings: tuple[np.ndarray, ...]  # per group: which entries of D may not be zero
@@ -41,6 +44,8 @@ class Graph:
     new: tuple[Var, ...]  # ... and after it
     mixing_tails: MixingTails
     remembers_all: bool
+    recurrence: Recurrence
+    diagonals: Mapping[int, Diagonal]
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
@@ -80,6 +85,7 @@ def analyse(
     constants: tuple[np.ndarray | None, ...],
     mixing_tails: MixingTails,
     remember_all: bool,
+    recurrence: Recurrence = "cut",
 ) -> Graph:
     """Analyses one step of a model.
 
@@ -92,6 +98,7 @@ def analyse(
         operation in it: `"now"` leaves it untraced, `"local"` traces its local part.
     - `remember_all`: whether traces hold every component they reach, or only those
         that a position-local path reads one step later.
+    - `recurrence`: how much of a group's own recurrence local derivatives include.
     """
     call.check()
     program = _trace(call)
@@ -109,7 +116,14 @@ def analyse(
     positions = find_positions(primitives, old, new)
     meetings = Meetings(primitives, positions, new, mixing_tails)
     meetings.run(arguments)
-    memory = Memory(primitives, positions, old, new)
+    exits = find_exits(primitives, positions, meetings.entering)
+    diagonals: Mapping[int, Diagonal] = {}
+    if recurrence == "diagonal":
+        moving = _dependent(program, arguments["hidden"])
+        diagonals = find_diagonals(primitives, positions, exits, moving)
+    if isinstance(recurrence, float):
+        check_single(positions, call)
+    memory = Memory(primitives, positions, exits, old, new, recurrence, diagonals)
     traces = tuple(
         memory.trace(meetings.sites, *found, remember_all) for found in meetings.found
     )
@@ -120,6 +134,7 @@ def analyse(
         program,
         primitives,
         positions,
+        exits,
         tuple(meetings.sites),
         traces,
         tuple(map(memory.coupling, positions.groups)),
@@ -129,7 +144,17 @@ def analyse(
         new,
         mixing_tails,
         remember_all,
+        recurrence,
+        diagonals,
     )
+
+
+def _dependent(program: Program, start: Iterable[Var]) -> set[Var]:
+    reached = set(start)
+    for e in program.equations:
+        if any(v in reached for v in e.inputs):
+            reached.update(e.outputs)
+    return reached
 
 
 def _argument_sizes(call: Call) -> dict[str, int]:

@@ -16,11 +16,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, aligned, mapped, run
+from ._batched import Env, Value, aligned, mapped, run, take
 from ._graph import Graph
 from ._positions import UNSET
 from ._primitives import Kind
-from ._program import Edge
+from ._program import Edge, Var
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class LocalRegion:
         Per group, [k, batch, S (new), S (old), P].
         """
         graph = self.graph
+        if isinstance(graph.recurrence, float):
+            return self._constant_jacobian(graph.recurrence)
         hidden = [self.env[v].array for v in graph.old]
         rows: dict[int, Array] = {}  # by new leaf, [k, batch, S (old), P]
         for s in range(max([g.components for g in graph.positions.groups], default=0)):
@@ -48,7 +50,7 @@ class LocalRegion:
             leaves = [g.leaves[s] for g in groups]
 
             def of_hidden(hidden, leaves=leaves):
-                return self._new(leaves, self._evaluate(hidden=hidden))
+                return self._new(leaves, self._from_hidden(hidden))
 
             values, pull = jax.vjp(of_hidden, hidden)
             own = [
@@ -64,6 +66,13 @@ class LocalRegion:
             for g in graph.positions.groups
         )
 
+    def _constant_jacobian(self, leak: float) -> tuple[Array, ...]:
+        result = []
+        for g in self.graph.positions.groups:
+            dtype = self.graph.new[g.leaves[0]].dtype
+            result.append(jnp.full((self.k, self.batch, 1, 1, g.size), leak, dtype))
+        return tuple(result)
+
     def at_sites(self, signals: Sequence[Array | None]) -> list[Any]:
         """Pulls signals at the new states back to the sites along local paths.
 
@@ -71,8 +80,35 @@ class LocalRegion:
         Returns the signals at z per trace, [k, batch, b, p, o] or None. With ones for a
         component and zeros elsewhere, this is f = ∂h_t/∂z of that component.
         """
+        return self._per_trace(
+            [
+                None if x is None else self._linear[g][1](self.to_new(g, x))[0]
+                for g, x in enumerate(signals)
+            ]
+        )
+
+    def exits_at_sites(
+        self, signals: Sequence[Array], *, outputs: bool = False
+    ) -> list[Any]:
+        """Pulls signals at the exits back to the sites, per trace.
+
+        `outputs`: to where the operations of the sites give their result. It makes a
+        difference to those that are traced where the weight is read.
+        """
+        result = []
+        for g in range(len(self.graph.positions.groups)):
+            own = self._exits_of(g)
+            if any(mask.any() for mask in own):
+                _, pull = self._exits_of_sites[outputs]
+                (at_sites,) = pull([jnp.where(m, s, 0) for m, s in zip(own, signals)])
+                result.append(at_sites)
+            else:
+                result.append(None)
+        return self._per_trace(result)
+
+    def _per_trace(self, found: Sequence[Sequence[Array] | None]) -> list[Any]:
+        """Signals per group and site, [time * batch, *site], as those per trace."""
         graph = self.graph
-        found = [None if x is None else self._pull(g, x) for g, x in enumerate(signals)]
         result = []
         for spec in graph.traces:
             at_group = found[spec.group]
@@ -85,10 +121,30 @@ class LocalRegion:
             result.append(x if traced.all() else jnp.where(traced, x, 0))
         return result
 
-    def _pull(self, group: int, signal: Array) -> list[Array]:
-        """Pulls a signal at a group's new state back to every site."""
-        (result,) = self._linear[group][1](self.to_new(group, signal))
-        return result
+    def _exits_of(self, group: int) -> list[np.ndarray]:
+        """Which elements leave from a group, per exit.
+
+        Not those that were cut: what enters by a site is not stopped there.
+        """
+        g, cuts = self.graph.positions.groups[group], self.graph.positions.cuts
+        return [
+            (label >= g.offset) & (label < g.offset + g.size) & (edge not in cuts)
+            for edge, label in self.graph.exits.open.items()
+        ]
+
+    @functools.cached_property
+    def _exits_of_sites(self) -> tuple[tuple[list[Array], Callable], ...]:
+        """The exits as functions of the sites, where a weight is read (False) and at
+        the operation's output (True)."""
+
+        def leaving(values, outputs):
+            env = self._from_sites(values, outputs)
+            return [self.exit_value(edge, env) for edge in self.graph.exits.open]
+
+        return tuple(
+            jax.vjp(functools.partial(leaving, outputs=outputs), self._sites(outputs))
+            for outputs in (False, True)
+        )
 
     def to_new(self, group: int, signal: Array) -> list[Array]:
         """Arranges a signal [k, batch, S, P] like `new_state` of the group."""
@@ -109,13 +165,12 @@ class LocalRegion:
     @functools.cached_property
     def _linear(self) -> list[tuple[list[Array], Callable]]:
         """Per group, its new state and the linear way from there to the sites."""
-        at_sites = [self._site_value(s) for s in range(len(self.graph.sites))]
+        at_sites = self._sites(False)
         result = []
         for g in range(len(self.graph.positions.groups)):
 
             def of_sites(values, g=g):
-                # Cuts stop credit on its way from the old state, not from a weight.
-                env = self._evaluate(at_sites=values, cut=False)
+                env = self._from_sites(values, False)
                 return dataclasses.replace(self, env=env).new_state(g)
 
             result.append(jax.vjp(of_sites, at_sites))
@@ -128,19 +183,24 @@ class LocalRegion:
         and open everywhere else, all that leaves the group leaves it through its exits,
         and gets there by position-local paths.
         """
-        exits = self.graph.positions.exits
+        labels = self.graph.exits.open.values()
+        _, pull = self._exits_of_hidden
+        masked = [jnp.where(x >= 0, s, 0) for s, x in zip(spatial, labels)]
+        return self.to_groups(pull(masked)[0])
+
+    @functools.cached_property
+    def _exits_of_hidden(self) -> tuple[list[Array], Callable]:
+        """The exits as functions of the old state."""
 
         def leaving(hidden):
-            env = self._evaluate(hidden=hidden)
-            return [self.exit_value(edge, env) for edge in exits]
+            env = self._from_hidden(hidden)
+            return [self.exit_value(edge, env) for edge in self.graph.exits.open]
 
-        _, pull = jax.vjp(leaving, [self.env[v].array for v in self.graph.old])
-        masked = [jnp.where(m, s, 0) for s, m in zip(spatial, exits.values())]
-        return self.to_groups(pull(masked)[0])
+        return jax.vjp(leaving, [self.env[v].array for v in self.graph.old])
 
     def exit_value(self, edge: Edge, env: Env | None = None) -> Array:
         """The value that leaves through an exit, in the shape it is read in."""
-        shape = self.graph.positions.exits[edge].shape
+        shape = self.graph.exits.open[edge].shape
         value = (env or self.env)[self.graph.program.operand(edge)]
         return value.widen(shape).spread(self.k, self.batch).array
 
@@ -170,37 +230,32 @@ class LocalRegion:
             for g in self.graph.positions.groups
         )
 
-    def _site_value(self, s: int) -> Array:
-        site = self.graph.sites[s]
-        var = site.weight if site.direct else site.equation.outputs[0]
-        return self.env[var].widen(site.shape).spread(self.k, self.batch).array
+    def _sites(self, outputs: bool) -> list[Array]:
+        """The values that are perturbed at the sites."""
+        result = []
+        for site in self.graph.sites:
+            direct = site.direct and not (outputs and site.elementwise)
+            var = site.weight if direct else site.equation.outputs[0]
+            value = self.env[var].widen(site.shape).spread(self.k, self.batch)
+            result.append(value.array)
+        return result
 
     def _new(self, leaves: Sequence[int], env: Env) -> list[Array]:
         new = [env[self.graph.new[i]] for i in leaves]
         return [v.spread(self.k, self.batch).array for v in new]
 
-    def _evaluate(
-        self,
-        *,
-        hidden: Sequence[Array] | None = None,
-        at_sites: Sequence[Array] | None = None,
-        cut: bool = True,
-    ) -> Env:
-        """The values of the region, as functions of the old state and at the sites."""
-        graph = self.graph
-        direct: dict[Edge, Value] = {}
-        values = dict(self.env)
-        if hidden is not None:
-            values.update((v, Value(x, 2)) for v, x in zip(graph.old, hidden))
-        for site, value in zip(graph.sites, at_sites or ()):
-            if site.direct:
-                direct[site.edge] = Value(value, 2)
-            else:
-                values[site.equation.outputs[0]] = Value(value, 2)
-        cuts = graph.positions.cuts if cut else {}
+    def _from_hidden(self, hidden: Sequence[Array]) -> Env:
+        """The values of the region, as functions of the old state."""
+        graph, values = self.graph, dict(self.env)
+        values.update((v, Value(x, 2)) for v, x in zip(graph.old, hidden))
+        if isinstance(graph.recurrence, float):
+            for v, x in zip(new_values(graph), hidden):
+                moving = graph.recurrence * (x - lax.stop_gradient(x))
+                value = self.env[v].spread(self.k, self.batch).array
+                values[v] = Value(lax.stop_gradient(value) + moving, 2)
+        cuts = graph.positions.cuts
 
         def read(edge: Edge, value: Value) -> Value:
-            value = direct.get(edge, value)
             if edge in cuts:
                 value = value.widen(cuts[edge].shape)
                 stopped = lax.stop_gradient(value.array)
@@ -208,7 +263,42 @@ class LocalRegion:
                 value = Value(kept, value.depth)
             return value
 
-        return run(graph.program, values, _equations(graph), edge=read)
+        def result(i: int, operands: list[Value], value: Value) -> Value:
+            if i not in graph.diagonals:
+                return value
+            (output,) = graph.program.equations[i].outputs
+            return graph.diagonals[i].apply(self.env[output], operands)
+
+        equations = _equations(graph, recurrent=True)
+        return run(graph.program, values, equations, edge=read, result=result)
+
+    def _from_sites(self, at_sites: Sequence[Array], outputs: bool) -> Env:
+        """The values of the region, as functions of those at the sites.
+
+        Cuts stop credit on its way from the old state, not from a weight.
+        """
+        graph, values = self.graph, dict(self.env)
+        direct: dict[Edge, Value] = {}
+        shifts: dict[int, Array] = {}
+        for site, value in zip(graph.sites, at_sites, strict=True):
+            if not site.direct:
+                values[site.equation.outputs[0]] = Value(value, 2)
+            elif outputs and site.elementwise:
+                # Several weights may meet in one operation.
+                old = shifts.get(site.edge[0], 0)
+                shifts[site.edge[0]] = old + value - lax.stop_gradient(value)
+            else:
+                direct[site.edge] = Value(value, 2)
+
+        def result(i: int, operands: list[Value], value: Value) -> Value:
+            if i not in shifts:
+                return value
+            return Value(value.spread(self.k, self.batch).array + shifts[i], 2)
+
+        def read(edge: Edge, value: Value) -> Value:
+            return direct.get(edge, value)
+
+        return run(graph.program, values, _equations(graph), edge=read, result=result)
 
     def _apart(self, x: Array) -> Array:
         return x.reshape(self.k, self.batch, *x.shape[1:])
@@ -218,20 +308,28 @@ class LocalRegion:
 
 
 @functools.lru_cache(maxsize=256)
-def _equations(graph: Graph) -> tuple[int, ...]:
-    """The equations of the local region, in order."""
+def _equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
+    """The equations of the local region, in order.
+
+    `recurrent`: with what of the recurrence the graph includes.
+    """
     equations = graph.program.equations
-    active = {*graph.old}
+    active, made = {*graph.old}, set()
+    if recurrent and isinstance(graph.recurrence, float):
+        made.update(new_values(graph))
+        active |= made
     active.update(s.equation.outputs[0] for s in graph.sites if not s.direct)
     direct = {s.edge for s in graph.sites if s.direct}
     region = []
     for i, e in enumerate(equations):
         local = graph.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+        local |= recurrent and i in graph.diagonals
+        local &= not any(v in made for v in e.outputs)
         enters = any(v in active or (i, j) in direct for j, v in enumerate(e.inputs))
         if local and enters:
             region.append(i)
             active.update(e.outputs)
-    needed = {*graph.new, *map(graph.program.operand, graph.positions.exits)}
+    needed = {*graph.new, *map(graph.program.operand, graph.exits.open)}
     kept = []
     for i in reversed(region):
         if any(v in needed for v in equations[i].outputs):
@@ -247,8 +345,16 @@ def _own(graph: Graph) -> Mapping[int, np.ndarray]:
     for g in graph.positions.groups:
         for leaf, (var, own) in zip(g.leaves, g.labels(graph.new).items()):
             label = graph.positions.forward.get(var, np.full(var.shape, UNSET))
-            result[leaf] = np.asarray(label == own)
+            # What comes through the recurrence has no label.
+            by_recurrence = (label == UNSET) & (graph.recurrence == "diagonal")
+            result[leaf] = np.asarray((label == own) | by_recurrence)
     return result
+
+
+def new_values(graph: Graph) -> list[Var]:
+    """The new state where it is computed: exits read it there."""
+    copies = {e.outputs[0]: e.inputs[0] for e in graph.program.equations if e.outputs}
+    return [copies[v] for v in graph.new]
 
 
 @functools.lru_cache(maxsize=256)
@@ -297,18 +403,3 @@ def place(
     if np.array_equal(positions, np.arange(size)):
         return flat
     return jnp.zeros((*lead, size), flat.dtype).at[..., positions].set(flat)
-
-
-def take(values: Array, positions: np.ndarray) -> Array:
-    """Takes values [..., P] of a group to the elements of a site, [..., b, p, o]."""
-    size, shape = values.shape[-1], positions.shape
-    flat = positions.reshape(-1)
-    repeats, rest = divmod(flat.size, size)
-    # Gathers are slow: the layouts that occur (one weight per neuron, several gates
-    # side by side) need none.
-    if rest == 0 and np.array_equal(flat, np.tile(np.arange(size), repeats)):
-        tiled = jnp.broadcast_to(
-            values[..., None, :], (*values.shape[:-1], repeats, size)
-        )
-        return tiled.reshape(*values.shape[:-1], *shape)
-    return values[..., np.maximum(positions, 0)]

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from .._model import Call, split_model
 from ._graph import Graph, MixingTails, analyse
 from ._primitives import concrete
+from ._recurrence import Recurrence
 from ._report import untraced
 
 
@@ -35,16 +37,21 @@ class _Known:
 
 
 def graph_of(
-    call: Call, model: eqx.Module, mixing_tails: MixingTails, remember_all: bool
+    call: Call,
+    model: eqx.Module,
+    mixing_tails: MixingTails,
+    remember_all: bool,
+    recurrence: Recurrence,
 ) -> Graph:
     """The graph of `model`'s step; warns if it leaves a parameter untraced."""
+    options = (mixing_tails, remember_all, recurrence)
     _, consts, _ = split_model(model)
     known = tuple(map(_known, jax.tree.leaves(consts)))
     try:
         hash(call)
     except TypeError:  # a static field that cannot be hashed
-        return _analyse.__wrapped__(call, known, mixing_tails, remember_all)
-    return _analyse(call, known, mixing_tails, remember_all)
+        return _analyse.__wrapped__(call, known, *options)
+    return _analyse(call, known, *options)
 
 
 def _known(x) -> _Known | None:
@@ -56,11 +63,10 @@ def _known(x) -> _Known | None:
 def _analyse(
     call: Call,
     known: tuple[_Known | None, ...],
-    mixing_tails: MixingTails,
-    remember_all: bool,
+    *options: Any,
 ) -> Graph:
     values = tuple(None if k is None else k.value for k in known)
-    graph = analyse(call, values, mixing_tails, remember_all)
+    graph = analyse(call, values, *options)
     message = untraced(graph)
     if message:
         warnings.warn(message, UntracedParameterWarning, stacklevel=5)

@@ -56,6 +56,8 @@ class Meetings:
         self.sites: list[Site] = []
         self.found: list[tuple[int, int, np.ndarray]] = []  # site, group, positions
         self.occurrences: list[Occurrence] = []
+        # By output or edge: the position of each element of a traced site.
+        self.entering: dict[Edge | Var, np.ndarray] = {}
         self.parameters: dict[Var, frozenset[int]] = {}
         self.data: set[Var] = set()
 
@@ -128,6 +130,9 @@ class Meetings:
             reasons |= _reasons(label)
             if (label >= 0).any():
                 found.append((len(self.sites), g, site.form.canonical(local)))
+                place = site.edge if site.direct else site.equation.outputs[0]
+                own = self.entering.get(place, np.full(label.shape, UNSET))
+                self.entering[place] = np.where((own < 0) & (label >= 0), label, own)
         if not found:
             reason = "; ".join(sorted(reasons)) or "reaches the state only by mixing"
             self._record(edge, weight, None, "now", reason)

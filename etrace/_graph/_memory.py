@@ -1,12 +1,15 @@
 """What traces have to remember."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
+from ._exits import Exits
 from ._positions import Group, Positions
 from ._primitives import Kind, Primitives
 from ._program import Var
+from ._recurrence import Recurrence
 from ._sites import Site
 
 
@@ -36,12 +39,17 @@ class Memory:
         self,
         primitives: Primitives,
         positions: Positions,
+        exits: Exits,
         old: tuple[Var, ...],
         new: tuple[Var, ...],
+        recurrence: Recurrence,
+        diagonals: Collection[int],
     ):
         self.primitives = primitives
         self.positions = positions
         self.new = new
+        self.recurrence = recurrence
+        self.diagonals = diagonals
         n_equations = len(primitives.program.equations)
         self.depends: dict[tuple[int, int], bool] = {}
         self.read: dict[int, bool] = {}
@@ -50,17 +58,19 @@ class Memory:
             for other in range(len(new)):
                 self.depends[other, leaf] = self._arrives(new[other], other, reached)
             operand = primitives.program.operand
-            exits = [
+            read = [
                 operand(edge)
-                for edge in positions.exits
+                for edge in exits.open
                 if not (edge[0] == n_equations and operand(edge) in new)
             ]
-            self.read[leaf] = any(v in reached for v in exits)
+            self.read[leaf] = any(v in reached for v in read)
 
     def _arrives(self, var: Var, leaf: int, reached: set[Var]) -> bool:
-        label = self.positions.forward.get(var)
-        if var not in reached or label is None:
+        if var not in reached:
             return False
+        label = self.positions.forward.get(var)
+        if label is None:  # through the recurrence
+            return True
         for g in self.positions.groups:
             if leaf in g.leaves:
                 return bool((label == g.labels(self.new)[self.new[leaf]]).any())
@@ -70,7 +80,8 @@ class Memory:
         """Values that depend on `start` by local paths."""
         reached = set(start)
         for i, equation in enumerate(self.primitives.program.equations):
-            if self.primitives.kinds[i] in (Kind.MIXING, Kind.STOP):
+            local = self.primitives.kinds[i] not in (Kind.MIXING, Kind.STOP)
+            if not (local or i in self.diagonals):
                 continue
             for j, v in enumerate(equation.inputs):
                 whole = cut and (i, j) in self.positions.cuts
@@ -80,6 +91,8 @@ class Memory:
 
     def coupling(self, group: Group) -> np.ndarray:
         """Whether component i depends on j of the step before, [i, j]."""
+        if isinstance(self.recurrence, float):
+            return np.eye(group.components, dtype=bool)
         pairs = [[self.depends[i, j] for j in group.leaves] for i in group.leaves]
         return np.array(pairs, bool)
 

@@ -51,8 +51,6 @@ class Positions:
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
     moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
-    exits: dict[Edge, np.ndarray]  # elements that leave into open operations
-    closed: tuple[Edge, ...]  # local values that enter the group's own recurrence
 
     def group_of(self, labels: np.ndarray) -> np.ndarray:
         """The group of each global position (UNSET where there is none)."""
@@ -76,10 +74,9 @@ def find_positions(
         if pairs is None:
             break
         partition.merge(*pairs)
-    closed, exits = walk.leave()
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
-    return Positions(groups, walk.labels, backward, walk.cuts, moved, exits, closed)
+    return Positions(groups, walk.labels, backward, walk.cuts, moved)
 
 
 class _Partition:
@@ -325,36 +322,3 @@ class _ForwardWalk:
             if pairs is not None:
                 return pairs
         return None
-
-    def leave(self) -> tuple[tuple[Edge, ...], dict[Edge, np.ndarray]]:
-        """Edges where local values enter mixing operations: (closed, exits)."""
-        closed, exits = [], {}
-        program = self.primitives.program
-        for i, equation in enumerate(program.equations):
-            for j, v in enumerate(equation.inputs):
-                label = self.labels.get(v)
-                mixing = self.primitives.kinds[i] is Kind.MIXING
-                if label is None or not (mixing or (i, j) in self.cuts):
-                    continue
-                leaving = label >= 0 if mixing else self.cuts[i, j]
-                label = np.broadcast_to(label, leaving.shape)
-                back = self._returns(equation.outputs, label, mixing)
-                if (leaving & ~back).any():
-                    exits[i, j] = np.asarray(leaving & ~back)
-                if (leaving & back).any():
-                    closed.append((i, j))
-        for j, v in enumerate(program.outputs):
-            if v in self.labels:
-                exits[len(program.equations), j] = np.asarray(self.labels[v] >= 0)
-        return tuple(closed), exits
-
-    def _returns(self, outputs, label: np.ndarray, mixing: bool) -> np.ndarray:
-        """Where an operation leads back to the new state of the label's own group."""
-        result = np.zeros(label.shape, bool)
-        for g, backward in zip(self.groups, self.backward):
-            own = (label >= g.offset) & (label < g.offset + g.size)
-            for v in outputs:
-                if v in backward:
-                    reached = backward[v] != UNSET
-                    result |= own & (reached.any() if mixing else reached)
-        return result

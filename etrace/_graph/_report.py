@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from .._model import real_names
 from ._graph import Graph, Occurrence
 
 
@@ -128,7 +128,7 @@ class Report:
         return table(head, rows)
 
     def _group_table(self) -> list[str]:
-        names = real_names(self.graph)
+        names = real_names(self.graph.call)
         rows = [
             [
                 str(n),
@@ -146,15 +146,15 @@ class Report:
         lines = [
             f"  {equations[i].name} at {_short(equations[i].source)}: the state enters "
             "its own recurrence"
-            for i, _ in positions.closed
-            if (i, _) not in positions.cuts
+            for i, j in self.graph.exits.closed
+            if (i, j) not in positions.cuts
         ]
         lines += [
             f"  {equations[i].name} at {_short(equations[i].source)}: {mask.sum()} "
             "elements meet at another position than their own"
             for (i, _), mask in positions.cuts.items()
         ]
-        names = real_names(self.graph)
+        names = real_names(self.graph.call)
         lines += [
             f"  {names[leaf]}: {mask.sum()} elements of its new value come from "
             "another position (moved, such as in a delay line)"
@@ -179,16 +179,6 @@ def untraced(graph: Graph) -> str:
         "exact instantaneous gradient. See print(algorithm.graph(*inputs)).\n"
         + "\n".join(lines)
     )
-
-
-def real_names(graph: Graph) -> list[str]:
-    """Names of the hidden leaves, complex ones as two."""
-    result = []
-    for name, x in zip(graph.call.hidden.names(), graph.call.hidden.leaves):
-        name = name or "state"
-        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
-        result += [f"re {name}", f"im {name}"] if is_complex else [name]
-    return result
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

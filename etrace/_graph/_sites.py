@@ -48,6 +48,7 @@ class Site:
     shape: tuple[int, ...]
     form: LinearForm
     direct: bool
+    elementwise: bool = False
 
 
 def make_site(primitives: Primitives, edge: Edge) -> Site | None:
@@ -58,15 +59,20 @@ def make_site(primitives: Primitives, edge: Edge) -> Site | None:
     if primitives.kinds[i] is Kind.ELEMENTWISE:
         shape = equation.outputs[0].shape
         form = _direct(weight, shape)
-        return Site(edge, weight, equation, shape, form, direct=True)
+        return Site(edge, weight, equation, shape, form, direct=True, elementwise=True)
     if primitives.kinds[i] is Kind.MOVEMENT:
         form = _direct(weight, weight.shape)
         return Site(edge, weight, equation, weight.shape, form, direct=True)
-    build = _FORMS.get(equation.name)
-    form = build(equation, j) if build else None
+    form = linear_form(equation, j)
     if form is None:
         return None
     return Site(edge, weight, equation, equation.outputs[0].shape, form, direct=False)
+
+
+def linear_form(equation: Equation, j: int) -> LinearForm | None:
+    """The canonical form of an operation with operand j as the weight, or None."""
+    build = _FORMS.get(equation.name)
+    return build(equation, j) if build else None
 
 
 def _direct(weight: Var, shape: tuple[int, ...]) -> LinearForm:
