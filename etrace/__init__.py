@@ -7,7 +7,7 @@ from ._graph import (
     Report as Report,
     UntracedParameterWarning as UntracedParameterWarning,
 )
-from ._rules import DRTRL as DRTRL
+from ._rules import DRTRL as DRTRL, OSTL as OSTL, RFLO as RFLO, EProp as EProp
 from ._sequence import (
     evolve as evolve,
     learn as learn,

@@ -8,7 +8,7 @@ the past".
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import equinox as eqx
 import jax
@@ -51,6 +51,15 @@ class Trace(eqx.Module):
 
     data: PyTree
     graph: Graph = eqx.field(static=True)
+
+
+class Options(TypedDict, total=False):
+    """Keywords of every rule, see `ETraceVjpAlgorithm`."""
+
+    batched: bool
+    trace_dtype: Any
+    hidden_filter: Any
+    mixing_tails: MixingTails
 
 
 class ETraceVjpAlgorithm(eqx.Module):

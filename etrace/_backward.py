@@ -15,6 +15,7 @@ from ._graph import (
     Graph,
     LocalRegion,
     Value,
+    added,
     complete_groups,
     inexact,
     inject,
@@ -153,16 +154,6 @@ def _single_step(
     inputs, spatial = pull(inexact(cotangents))
     outputs = inexact(cotangents[0])
     return LearningSignals(window, spatial, outputs, now), inputs
-
-
-def added(
-    a: Sequence[Array | None], b: Sequence[Array | None]
-) -> Sequence[Array | None]:
-    """The sum of signals, None standing for zero; either may be empty."""
-    if not (a and b):
-        return a or b
-    pairs = zip(a, b, strict=True)
-    return [x if y is None else y if x is None else x + y for x, y in pairs]
 
 
 def _at_sites(graph: Graph, signals: Sequence[Array | None]):

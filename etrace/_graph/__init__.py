@@ -5,7 +5,11 @@ from ._batched import (
     take as take,
 )
 from ._graph import Graph as Graph, MixingTails as MixingTails, TraceSpec as TraceSpec
-from ._local import LocalRegion as LocalRegion, complete_groups as complete_groups
+from ._local import (
+    LocalRegion as LocalRegion,
+    added as added,
+    complete_groups as complete_groups,
+)
 from ._lookup import (
     UntracedParameterWarning as UntracedParameterWarning,
     graph_of as graph_of,

@@ -12,17 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from .._model import Call, Spec, join_complex, split_complex
 from ._batched import Env, Value, run
 from ._exits import Exits, find_exits
 from ._meetings import Meetings, MixingTails, Occurrence
 from ._memory import Memory, TraceSpec
-from ._positions import Positions, find_positions
+from ._positions import UNSET, Positions, find_positions
 from ._primitives import Primitives
-from ._program import Program, Var, trace_program
+from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, Recurrence, check_single, find_diagonals
-from ._sites import Site
+from ._sites import Site, linear_form
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +75,53 @@ class Graph:
         """The value of the weight expression at every site."""
         env = run(self.program, self.bind(params, consts), self.weight_equations)
         return tuple(env[s.weight].array for s in self.sites)
+
+    def leaves_by_mixing(self, edge: Edge) -> bool:
+        """Whether an exit is read by a mixing operation, and not an output itself."""
+        at_end = edge[0] == len(self.program.equations)
+        return not at_end and edge not in self.positions.cuts
+
+    def feeds_another(self, edge: Edge, group: int) -> bool:
+        """Whether what is read at an edge flows into the new state of another group."""
+        if edge[0] == len(self.program.equations):
+            return False
+        outputs = self.program.equations[edge[0]].outputs
+        return any(
+            (labels[v] != UNSET).any()
+            for g, labels in enumerate(self.positions.backward)
+            for v in outputs
+            if g != group and v in labels
+        )
+
+    def read_out(self, edge: Edge, params: Any, consts: Any) -> Array:
+        """The weight that reads a value at an edge, of `read_out_shape`."""
+        i, j = edge
+        equation = self.program.equations[i]
+        form, var = linear_form(equation, 1 - j), equation.inputs[1 - j]
+        assert form is not None
+        env = run(self.program, self.bind(params, consts), self.program.needed([var]))
+        like = jax.ShapeDtypeStruct((1, *form.sizes[2:]), var.dtype)
+        return jax.linear_transpose(form.weight, like)(env[var].array)[0][0]
+
+    def read_out_shape(self, edge: Edge) -> tuple[int, int] | None:
+        """[results, elements of the value] of the weight that reads it at an edge.
+
+        None if that is not one product with an expression of parameters.
+        """
+        i, j = edge
+        equation = self.program.equations[i]
+        if len(equation.inputs) != 2 or equation.inputs[1 - j] not in self.expressions:
+            return None
+        form = linear_form(equation, 1 - j)
+        return form.sizes[2:] if form and form.sizes[:2] == (1, 1) else None
+
+    @functools.cached_property
+    def expressions(self) -> frozenset[Var]:
+        """Values made of parameters and constants alone."""
+        given = [self.inputs[n] for n in ("hidden", "other", "inputs")]
+        data = _dependent(self.program, (v for some in given for v in some))
+        values = {v for e in self.program.equations for v in e.outputs}
+        return frozenset((values | {*self.inputs["params"]}) - data)
 
     @functools.cached_property
     def inputs(self) -> Mapping[str, tuple[Var, ...]]:
@@ -139,7 +187,7 @@ def analyse(
         traces,
         tuple(map(memory.coupling, positions.groups)),
         tuple(meetings.occurrences),
-        meetings.weight_equations(),
+        program.needed(s.weight for s in meetings.sites),
         old,
         new,
         mixing_tails,

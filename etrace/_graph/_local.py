@@ -403,3 +403,13 @@ def place(
     if np.array_equal(positions, np.arange(size)):
         return flat
     return jnp.zeros((*lead, size), flat.dtype).at[..., positions].set(flat)
+
+
+def added(
+    a: Sequence[Array | None], b: Sequence[Array | None]
+) -> Sequence[Array | None]:
+    """The sum of signals, None standing for zero; either may be empty."""
+    if not (a and b):
+        return a or b
+    pairs = zip(a, b, strict=True)
+    return [x if y is None else y if x is None else x + y for x, y in pairs]

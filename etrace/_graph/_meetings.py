@@ -82,16 +82,6 @@ class Meetings:
             if v not in self.data and self.parameters.get(v) and v.inexact:
                 self._record((end, j), v, None, "output", "reaches no state")
 
-    def weight_equations(self) -> tuple[int, ...]:
-        """Equations of parameters and constants that the sites' weights need."""
-        needed = {s.weight for s in self.sites}
-        result = []
-        for i, e in reversed(list(enumerate(self.primitives.program.equations))):
-            if any(v in needed for v in e.outputs):
-                result.append(i)
-                needed.update(e.inputs)
-        return tuple(reversed(result))
-
     def _record(self, edge: Edge, weight: Var, site, status, reason: str) -> None:
         parameters = tuple(sorted(self.parameters[weight]))
         self.occurrences.append(Occurrence(parameters, edge, site, status, reason))

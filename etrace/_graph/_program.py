@@ -7,7 +7,7 @@ callable of its own.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,15 @@ class Program:
         i, j = edge
         end = i == len(self.equations)
         return self.outputs[j] if end else self.equations[i].inputs[j]
+
+    def needed(self, values: Iterable[Var]) -> tuple[int, ...]:
+        """The equations that these values need."""
+        needed, result = set(values), []
+        for i, e in reversed(list(enumerate(self.equations))):
+            if any(v in needed for v in e.outputs):
+                result.append(i)
+                needed.update(e.inputs)
+        return tuple(reversed(result))
 
 
 # A place where a value is read: operand `[1]` of equation `[0]`. The outputs of a

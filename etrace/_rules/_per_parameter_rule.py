@@ -1,0 +1,156 @@
+"""Rules with one trace per parameter, moved position by position.
+
+    past = Σ_t Σ_exits λ'_t · ē_t - λ_t · f^e_t ⊗ x_t
+
+with λ the spatial signal at an exit, λ' what the rule puts in its place, and ē the
+trace there, filtered or not. Where neither is changed this is Σ_t B_t · ε_{t-1}, the
+boundary signal times the trace of the state.
+"""
+
+import abc
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._algorithm import ETraceVjpAlgorithm
+from .._backward import LearningSignals
+from .._graph import Graph, Recurrence, take
+from .._window import Window
+from . import _per_parameter as per_parameter
+from ._emitted import Emitted
+
+_HOOKS = ("_solve_weight_gradients", "_update_etrace_data")
+_STORAGE = ("_get_etrace_data", "_assign_etrace_data", "_init_etrace_data")
+
+
+class PerParameterRule(ETraceVjpAlgorithm):
+    """Base of the rules that carry ε_t = D_t ε_{t-1} + f_t ⊗ x_t for some D.
+
+    A rule says which D by `_recurrence`, whether traces at exits are filtered by
+    `_emitted`, and whose signal reaches them by `_credit`.
+    """
+
+    # Not one made of the fields, as for any dataclass.
+    __init__ = ETraceVjpAlgorithm.__init__
+
+    @abc.abstractmethod
+    def _recurrence(self) -> Recurrence: ...
+
+    def _emitted(self, graph: Graph) -> Emitted | None:
+        """The filtered exits, None for none."""
+        return None
+
+    def _credit(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
+        """λ' at every exit, in place of the spatial signal λ."""
+        return signals.spatial
+
+    # ------------------------------------------------------------------------ the trace
+
+    def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
+        zeros = super()._init_etrace_data(graph, batch)
+        emitted = self._emitted(graph)
+        if emitted is None:
+            return zeros
+        axis = 0 if batch is None else 1
+        width = [(0, 0)] * axis
+        more = [[*width, (0, emitted.count(t))] for t in range(len(zeros))]
+        return tuple(
+            jnp.pad(e, w + [(0, 0)] * (e.ndim - len(w)))
+            for e, w in zip(zeros, more, strict=True)
+        )
+
+    def _zero_etrace_data(self, graph: Graph, batch: int) -> PyTree:
+        # Nothing is contracted with, or moved on from, a zero trace.
+        if not self._is_plain():
+            return super()._zero_etrace_data(graph, batch)
+        return (None,) * len(graph.traces)
+
+    def _packed(self, data: PyTree) -> PyTree:
+        return jax.tree.map(per_parameter.packed, data) if self._is_plain() else data
+
+    def _unpacked(self, data: PyTree) -> PyTree:
+        return jax.tree.map(per_parameter.unpacked, data) if self._is_plain() else data
+
+    def _is_plain(self) -> bool:
+        """Whether a zero trace and packed ones are known to what works on them."""
+        return self.keeps(PerParameterRule, *_HOOKS, *_STORAGE)
+
+    # ------------------------------------------------------------------ what it decides
+
+    def _solve_weight_gradients(
+        self, data: Sequence[Array | None], window: Window, signals: LearningSignals
+    ) -> PyTree:
+        credit = self._credit(window, signals)
+        emitted = self._emitted(window.graph)
+        first: Sequence[Sequence[Array]] = ()
+        if emitted is not None:
+            credit, first = emitted.filtered(window, credit)
+        boundary, at_sites = signals.boundary, ()
+        if credit is not signals.spatial:
+            boundary = window.local.boundary(credit)
+            pairs = zip(credit, signals.spatial, strict=True)
+            at_sites = window.local.exits_at_sites([a - b for a, b in pairs])
+        adjoints = window.adjoints(boundary)
+        past = []
+        for t, trace in enumerate(data):
+            own = window.at_trace(t, adjoints, 1)[0]
+            own = _extended(own, t, first, window.graph)
+            past.append(per_parameter.contract(own, trace))
+        inside = [a[1:] for a in adjoints] if window.length > 1 else ()
+        return signals.gradients(past, inside, at_sites)
+
+    def _update_etrace_data(
+        self, data: Sequence[Array | None], window: Window
+    ) -> tuple[Array, ...]:
+        propagators = window.propagators()
+        moved = window.moved([p[1:] for p in propagators])
+        whole = [p[0] for p in propagators]
+        emitted = self._emitted(window.graph)
+        rows = [] if emitted is None else emitted.rows(window)
+        result = []
+        for t, trace in enumerate(data):
+            d, f = window.at_trace(t, whole, 2), moved[t]
+            if emitted is not None:
+                d, f = _with_emitted(d, f, t, emitted, rows, window)
+            result.append(per_parameter.advance(trace, d, f, window.local_input(t)))
+        return tuple(result)
+
+
+def _extended(
+    signal: Array, t: int, first: Sequence[Sequence[Array]], graph: Graph
+) -> Array:
+    """A signal at a trace, with that at its filtered components."""
+    spec = graph.traces[t]
+    if not first or not first[spec.group]:
+        return signal
+    more = [take(x, spec.positions)[:, None] for x in first[spec.group]]
+    return jnp.concatenate([signal, *more], axis=1)
+
+
+def _with_emitted(
+    d: Array, f: Array, t: int, emitted: Emitted, rows: Sequence, window: Window
+) -> tuple[Array, Array]:
+    """The motion of a trace, with that of its filtered components.
+
+    d is [batch, components, components, b, p, o], f [k, batch, components, b, p, o].
+    """
+    spec, count = window.graph.traces[t], emitted.count(t)
+    if not count:
+        return d, f
+    below = jnp.stack(
+        [window.at_trace(t, psi, 1) for psi, _ in rows[:count]], axis=1
+    )  # [batch, count, components, b, p, o]
+    kept = emitted.kappa**window.length * jnp.eye(count, dtype=d.dtype)
+    kept = jnp.broadcast_to(
+        kept[None, :, :, None, None, None], (len(d), count, count, *d.shape[3:])
+    )
+    zero = jnp.zeros((len(d), d.shape[1], count, *d.shape[3:]), d.dtype)
+    upper = jnp.concatenate([d, zero], axis=2)
+    lower = jnp.concatenate([below.astype(d.dtype), kept], axis=2)
+    d = jnp.concatenate([upper, lower], axis=1)
+    zeros = jnp.zeros((*window.size, *spec.positions.shape), f.dtype)
+    more = [zeros if at[t] is None else at[t] for _, at in rows[:count]]
+    f = jnp.concatenate([f, jnp.stack(more, axis=2)], axis=2)
+    return d, f

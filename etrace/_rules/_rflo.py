@@ -1,0 +1,73 @@
+"""RFLO: random feedback online learning."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import equinox as eqx
+from jaxtyping import Array, PRNGKeyArray
+
+from .._algorithm import Options, VjpMethod
+from .._backward import LearningSignals
+from .._graph import Recurrence
+from .._window import Window
+from ._feedback import Feedback, FeedbackWeights
+from ._options import check_fraction, check_single_step
+from ._per_parameter_rule import PerParameterRule
+
+
+class RFLO(PerParameterRule):
+    r"""RFLO: traces that fade at one rate, and random feedback.
+
+    For leaky neurons h_t = (1 - α) h_{t-1} + α φ(W x_t + U h_{t-1}), the derivative of
+    the state by itself is replaced by the leak 1 - α,
+
+        ε_t = (1 - α) ε_{t-1} + f_t ⊗ x_t
+        dL_t/dθ = ∂L_t/∂θ + (B δ_t) · ε_t - λ_t · f_t ⊗ x_t
+
+    with δ_t the error of the outputs and B fixed random weights in place of the
+    read-out's. On such neurons, with symmetric feedback, it is D-RTRL; on others what
+    is computed from the new state is differentiated through it, and the new state's
+    derivative by the old one is the leak.
+
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][] (`vjp_method` is
+    `"single-step"`), and
+
+    - `leak`: the fraction of the state that is retained in a step, 1 - α, in [0, 1].
+    - `feedback`, `key`: as for [`etrace.EProp`][].
+
+    **Raises:** ValueError, when the model is first seen, if a group has more than one
+    number a neuron.
+
+    ??? cite "Reference"
+
+        Murray, Local online learning in recurrent networks with random feedback, eLife
+        8:e43299 (2019), eqs. 3-5.
+    """
+
+    leak: float = eqx.field(static=True)
+    feedback: FeedbackWeights
+
+    def __init__(
+        self,
+        model: eqx.Module,
+        name: str | None = None,
+        vjp_method: VjpMethod = "single-step",
+        *,
+        leak: float,
+        feedback: Feedback = "random",
+        key: PRNGKeyArray | None = None,
+        **options: Unpack[Options],
+    ):
+        check_single_step(type(self), vjp_method)
+        super().__init__(model, name, vjp_method, **options)
+        self.leak = check_fraction("leak", leak, one=True)
+        self.feedback = FeedbackWeights(feedback, key, model)
+
+    def _recurrence(self) -> Recurrence:
+        return self.leak
+
+    def _remembers_all(self) -> bool:
+        return True
+
+    def _credit(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
+        return self.feedback.signals(window, signals)
