@@ -7,7 +7,16 @@ from ._graph import (
     Report as Report,
     UntracedParameterWarning as UntracedParameterWarning,
 )
-from ._rules import DRTRL as DRTRL, OSTL as OSTL, RFLO as RFLO, EProp as EProp
+from ._rules import (
+    DRTRL as DRTRL,
+    ESDRTRL as ESDRTRL,
+    OSTL as OSTL,
+    OTTT as OTTT,
+    RFLO as RFLO,
+    EProp as EProp,
+    HybridDRTRL as HybridDRTRL,
+    PPProp as PPProp,
+)
 from ._sequence import (
     evolve as evolve,
     learn as learn,

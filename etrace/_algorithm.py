@@ -355,13 +355,14 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         """What is stored before the first step: zeros, one array per trace."""
+        traces = range(len(graph.traces))
+        return tuple(self._zero_trace(graph, t, batch) for t in traces)
+
+    def _zero_trace(self, graph: Graph, t: int, batch: int | None) -> Array:
+        """Trace t, one number per parameter, before the first step."""
         lead = () if batch is None else (batch,)
-        return tuple(
-            jnp.zeros(
-                lead + graph.trace_shape(t), self.trace_dtype or graph.trace_dtype(t)
-            )
-            for t in range(len(graph.traces))
-        )
+        dtype = self.trace_dtype or graph.trace_dtype(t)
+        return jnp.zeros(lead + graph.trace_shape(t), dtype)
 
     def _zero_etrace_data(self, graph: Graph, batch: int) -> PyTree:
         """What the rule works on before the first step, if no trace was made."""

@@ -82,14 +82,23 @@ class Window(eqx.Module):
 
         f = ∂h_t/∂z along position-local paths; what a step adds to the trace is f ⊗ x.
         """
-        spec = self.graph.traces[t]
-        identity = self._identities[spec.group]
-        moved = self.moved([identity if g == spec.group else None for g in self._all])
-        return moved[t], self.local_input(t)
+        return self._immediate[t], self.local_input(t)
+
+    @functools.cached_property
+    def _immediate(self) -> list[Array]:
+        return self.moved(self._identities)
 
     def local_input(self, t: int) -> Array:
         """Of trace t: what its site reads, x [k, batch, b, p, c]."""
         return self.local.local_input(self.graph.traces[t].site)
+
+    def input_of_result(self, t: int) -> Array:
+        """Of trace t: x [k, batch, b, p, c] where z is the operation's result.
+
+        It differs from `local_input` for a weight that is used element by element: x is
+        then the derivative of the result by the weight, not 1.
+        """
+        return self.local.input_of_result(self.graph.traces[t].site)
 
     def at_sites(self, signals: Sequence[Array | None]) -> list[Any]:
         """Pulls signals at the states after each step back to the sites.
@@ -194,10 +203,6 @@ class Window(eqx.Module):
     @property
     def _groups(self):
         return self.graph.positions.groups
-
-    @property
-    def _all(self) -> range:
-        return range(len(self._groups))
 
     @property
     def _identities(self) -> list[Array]:

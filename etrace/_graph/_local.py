@@ -216,6 +216,27 @@ class LocalRegion:
             value = Value(x, max(o.depth for o in operands))
         return self._apart(value.spread(self.k, self.batch).array)
 
+    def input_of_result(self, s: int) -> Array:
+        """x of site s where z is the operation's result, [k, batch, b, p, c]."""
+        site = self.graph.sites[s]
+        if not site.elementwise:
+            return self.local_input(s)
+        _, j = site.edge
+
+        def derivative(*operands):
+            def of_weight(w):
+                return site.equation.fun(*operands[:j], w, *operands[j + 1 :])[0]
+
+            tangent = jnp.ones_like(operands[j])
+            return site.form.canonical(
+                jax.jvp(of_weight, (operands[j],), (tangent,))[1]
+            )
+
+        operands = aligned([self.env[v] for v in site.equation.inputs])
+        x = mapped(derivative, operands)(*(o.array for o in operands))
+        value = Value(x, max(o.depth for o in operands))
+        return self._apart(value.spread(self.k, self.batch).array)
+
     def to_groups(self, leaves: Sequence[Array]) -> tuple[Array, ...]:
         """Arranges arrays like the hidden leaves as [k, batch, S, P], per group."""
         shapes = [v.shape for v in self.graph.old]

@@ -47,3 +47,17 @@ def check_key(key: Any) -> PRNGKeyArray:
     raise TypeError(
         f"key is {key!r}; expected one PRNG key, such as jax.random.key(0)."
     )
+
+
+def check_decays(decay: Any, rank: Any) -> tuple[float, float]:
+    """The decays of x and f, from one number, a pair, or a rank."""
+    if rank is not None:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank is {rank!r}; expected a positive int.")
+        decay = (rank - 1) / (rank + 1)
+    pair = tuple(decay) if isinstance(decay, tuple | list) else (decay, decay)
+    if len(pair) != 2:
+        raise ValueError(
+            f"decay is {decay!r}; expected a number, or a pair of numbers for x and f."
+        )
+    return check_fraction("decay", pair[0]), check_fraction("decay", pair[1])

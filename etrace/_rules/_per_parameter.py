@@ -57,7 +57,7 @@ def _by_blocks(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
         new = _advance(old, block(d, 0), block(f, 1), block(x, 1))
         return lax.dynamic_update_slice_in_dim(result, new, i * size, 0)
 
-    dtype = _at_least_single(wider(f, x))
+    dtype = at_least_single(wider(f, x))
     zero = jnp.zeros((*f.shape[1:], x.shape[-1]), dtype)
     start = zero if trace is None else trace
     return lax.fori_loop(0, batch // size, advance, start)
@@ -65,7 +65,7 @@ def _by_blocks(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
 
 def _outer(f: Array, x: Array) -> Array:
     """Σ_k f_k ⊗ x_k, [batch, components, b, p, o, c]."""
-    dtype = _at_least_single(wider(f, x))
+    dtype = at_least_single(wider(f, x))
     if len(f) == 1 or f.shape[-1] == x.shape[-1] == 1:
         each = f[..., None].astype(dtype) * x[:, :, None, :, :, None].astype(dtype)
         if len(f) == 1:
@@ -168,11 +168,11 @@ def _working(trace: Array, signal: Array) -> Any:
     """The dtype to compute in: the wider one, in which sums are exact enough; real if
     the trace is."""
     dtype = signal.dtype if trace.dtype == jnp.uint16 else wider(trace, signal)
-    dtype = _at_least_single(dtype)
+    dtype = at_least_single(dtype)
     return dtype if jnp.iscomplexobj(trace) else jnp.finfo(dtype).dtype
 
 
-def _at_least_single(dtype: Any) -> Any:
+def at_least_single(dtype: Any) -> Any:
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
 
