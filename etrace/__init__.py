@@ -11,6 +11,7 @@ from ._rules import (
     DRTRL as DRTRL,
     ESDRTRL as ESDRTRL,
     OSTL as OSTL,
+    OTPE as OTPE,
     OTTT as OTTT,
     RFLO as RFLO,
     EProp as EProp,

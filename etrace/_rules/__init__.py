@@ -3,5 +3,6 @@ from ._eprop import EProp as EProp
 from ._esdrtrl import ESDRTRL as ESDRTRL, PPProp as PPProp
 from ._hybrid import HybridDRTRL as HybridDRTRL
 from ._ostl import OSTL as OSTL
+from ._otpe import OTPE as OTPE
 from ._ottt import OTTT as OTTT
 from ._rflo import RFLO as RFLO

@@ -85,11 +85,18 @@ class Emitted:
         result = list(signals)
         for n, mask in self._masks.items():
             result[n] = _backwards(signals[n], mask, self.kappa, window.length)
-        first = [
-            [self._gathered(component, result, window) for component in components]
+        first = [x[: window.size[1]] for x in result]
+        return result, [
+            [self.kappa * self.at_positions(c, first) for c in components]
             for components in self.components
         ]
-        return result, first
+
+    def split(self, signals: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Signals at the filtered exits, and at the others."""
+        none = np.zeros((), bool)
+        pairs = [(self._masks.get(n, none), x) for n, x in enumerate(signals)]
+        own = [jnp.where(m, x, 0) for m, x in pairs]
+        return own, [jnp.where(m, 0, x) for m, x in pairs]
 
     @functools.cached_property
     def _masks(self) -> dict[int, np.ndarray]:
@@ -102,13 +109,10 @@ class Emitted:
                 mask.reshape(-1)[component.index[component.index >= 0]] = True
         return masks
 
-    def _gathered(
-        self, component: Component, signals: Sequence[Array], window: Window
-    ) -> Array:
-        batch = window.size[1]
-        flat = [signals[n][:batch].reshape(batch, -1) for n in component.exits]
-        total = self.kappa * sum(flat[1:], flat[0])
-        values = take(total, component.index)
+    def at_positions(self, component: Component, signals: Sequence[Array]) -> Array:
+        """The signal at a component, [rows, P], of signals at the exits [rows, ...]."""
+        flat = [signals[n].reshape(len(signals[n]), -1) for n in component.exits]
+        values = take(sum(flat[1:], flat[0]), component.index)
         return jnp.where(component.index >= 0, values, 0)
 
     def rows(
@@ -121,15 +125,15 @@ class Emitted:
         """
         result = []
         for number in range(max(map(len, self.components), default=0)):
-            ones = self._ones(window, number)
+            ones = self.ones(window, number, self.kappa)
             psi = window.adjoints(window.local.boundary(ones))
             at_exits = window.local.exits_at_sites(ones)
             at_states = window.at_sites([x[1:] for x in psi])
             result.append((tuple(x[0] for x in psi), added(at_exits, at_states)))
         return result
 
-    def _ones(self, window: Window, number: int) -> list[Array]:
-        """κ^{k-j} at the elements of the components with this number."""
+    def ones(self, window: Window, number: int, decay: float) -> list[Array]:
+        """decay^{k-j} at the elements of the components with this number."""
         k, batch = window.size
         values = [window.local.exit_value(edge) for edge in self.graph.exits.open]
         masks = [np.zeros(v.shape[1:], bool) for v in values]
@@ -138,7 +142,7 @@ class Emitted:
                 index = components[number].index
                 first = components[number].exits[0]
                 masks[first].reshape(-1)[index[index >= 0]] = True
-        powers = [self.kappa ** (k - 1 - j) for j in range(k)]
+        powers = [decay ** (k - 1 - j) for j in range(k)]
         result = []
         for value, mask in zip(values, masks, strict=True):
             fading = jnp.repeat(jnp.asarray(powers, value.dtype), batch)
