@@ -257,8 +257,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         last = axes.add_to_state((hidden, other))
         params, at_inputs = self._gradients(trace, ran, (outputs, last))
         leaves, treedef = jax.tree.flatten(inputs)
-        flows = list(map(is_inexact, leaves))
-        multi = [m for m, f in zip(ran.window.multi, flows, strict=True) if f]
+        multi = ran.window.multi
+        # Behind the model's inputs there may be signals, which are not differentiated.
+        flows = [n < len(multi) and is_inexact(x) for n, x in enumerate(leaves)]
+        multi = [m for m, f in zip(multi, flows) if f]
         found = iter(axes.drop_from_inputs(at_inputs, multi))
         at_inputs = treedef.unflatten([next(found) if f else None for f in flows])
         return params, at_inputs, None, None, None
@@ -317,6 +319,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         (outputs, last state)."""
         data = self._data(trace, ran.window.size[1])
         window, signals, inputs = backwards(ran, cotangents)
+        signals = self._learning_signals(window, signals)
         return self._solve_weight_gradients(data, window, signals), inputs
 
     def _data(self, trace: Trace, batch: int) -> PyTree:
@@ -335,6 +338,12 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         `data` is the trace *before* the window.
         """
+
+    def _learning_signals(
+        self, window: Window, signals: LearningSignals
+    ) -> LearningSignals:
+        """What the rule learns from: by default the signals of differentiation."""
+        return signals
 
     @abc.abstractmethod
     def _update_etrace_data(self, data: PyTree, window: Window) -> PyTree:

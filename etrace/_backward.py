@@ -49,6 +49,22 @@ class LearningSignals:
         self._now = now
         self._start = start
 
+    def replaced(self, spatial: Sequence[Array]) -> "LearningSignals":
+        """The same with other signals at the exits, also in "now".
+
+        What enters by the sites is credited with λ' in place of λ. Only for
+        `vjp_method="single-step"`.
+        """
+        if self._start is not None:
+            raise ValueError('With vjp_method="multi-step" no signal can be replaced.')
+        pairs = zip(spatial, self.spatial, strict=True)
+        change = self._window.local.exits_at_sites([a - b for a, b in pairs])
+
+        def now(adjoints, at_sites):
+            return self._now(adjoints, added(change, at_sites))
+
+        return LearningSignals(self._window, spatial, self.outputs, now)
+
     @functools.cached_property
     def boundary(self) -> tuple[Array, ...]:
         """Per group, the signal at the state before each step, [k, batch, S, P].

@@ -26,6 +26,7 @@ class Window(eqx.Module):
     - `inputs`: leaves [k, batch, ...], or [batch, ...] for those fed at every step;
       `multi` says which.
     - `rolled`: the states before each step, and what its mixing operations gave.
+    - `modulator`: signals that were given with the call; see `etrace.ThreeFactor`.
     """
 
     graph: Graph = eqx.field(static=True)
@@ -34,6 +35,7 @@ class Window(eqx.Module):
     inputs: PyTree
     multi: tuple[bool, ...] = eqx.field(static=True)
     rolled: Rolled
+    modulator: PyTree = None
 
     # -------------------------------------------------------------------- what is in it
 

@@ -1,10 +1,9 @@
 """e-prop: eligibility propagation."""
 
-from collections.abc import Sequence
 from typing import Unpack
 
 import equinox as eqx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._algorithm import Options, VjpMethod
 from .._backward import LearningSignals
@@ -80,7 +79,9 @@ class EProp(PerParameterRule):
     def _emitted(self, graph: Graph) -> Emitted | None:
         return Emitted(graph, self.kappa, _feeds_a_later_group) if self.kappa else None
 
-    def _credit(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
+    def _learning_signals(
+        self, window: Window, signals: LearningSignals
+    ) -> LearningSignals:
         return self.feedback.signals(window, signals)
 
 

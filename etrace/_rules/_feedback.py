@@ -44,10 +44,10 @@ class FeedbackWeights(eqx.Module):
         self.key = jax.random.key(0) if key is None else check_key(key)
         self.start = model if kind == "adaptive" else None
 
-    def signals(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
-        """The signal at every exit. What is itself an output keeps its own."""
+    def signals(self, window: Window, signals: LearningSignals) -> LearningSignals:
+        """With other signals at exits. What is itself an output keeps its own."""
         if self.kind == "symmetric":
-            return signals.spatial
+            return signals
         error = _flat(signals.outputs, window)
         self._check(window.graph, error.shape[1])
         result = []
@@ -57,7 +57,7 @@ class FeedbackWeights(eqx.Module):
                 weights = self._weights(window, n, edge, error.shape[1], own)
                 own = (error.astype(own.dtype) @ weights.T).reshape(own.shape)
             result.append(own)
-        return result
+        return signals.replaced(result)
 
     def _check(self, graph: Graph, width: int) -> None:
         """An adaptive one needs a read-out to follow."""

@@ -1,10 +1,9 @@
 """Rules with one trace per parameter, moved position by position.
 
-    past = Σ_t Σ_exits λ'_t · ē_t - λ_t · f^e_t ⊗ x_t
+    past = Σ_t Σ_exits λ_t · (ē_t - f^e_t ⊗ x_t)
 
-with λ the spatial signal at an exit, λ' what the rule puts in its place, and ē the
-trace there, filtered or not. Where neither is changed this is Σ_t B_t · ε_{t-1}, the
-boundary signal times the trace of the state.
+with λ the signal at an exit and ē the trace there, filtered or not. Where it is not,
+this is Σ_t B_t · ε_{t-1}, the boundary signal times the trace of the state.
 """
 
 import abc
@@ -28,8 +27,8 @@ _STORAGE = ("_get_etrace_data", "_assign_etrace_data", "_init_etrace_data")
 class PerParameterRule(ETraceVjpAlgorithm):
     """Base of the rules that carry ε_t = D_t ε_{t-1} + f_t ⊗ x_t for some D.
 
-    A rule says which D by `_recurrence`, whether traces at exits are filtered by
-    `_emitted`, and whose signal reaches them by `_credit`.
+    A rule says which D by `_recurrence`, and whether traces at exits are filtered by
+    `_emitted`.
     """
 
     # Not one made of the fields, as for any dataclass.
@@ -41,10 +40,6 @@ class PerParameterRule(ETraceVjpAlgorithm):
     def _emitted(self, graph: Graph) -> Emitted | None:
         """The filtered exits, None for none."""
         return None
-
-    def _credit(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
-        """λ' at every exit, in place of the spatial signal λ."""
-        return signals.spatial
 
     # ------------------------------------------------------------------------ the trace
 
@@ -82,24 +77,19 @@ class PerParameterRule(ETraceVjpAlgorithm):
     def _solve_weight_gradients(
         self, data: Sequence[Array | None], window: Window, signals: LearningSignals
     ) -> PyTree:
-        credit = self._credit(window, signals)
         emitted = self._emitted(window.graph)
         first: Sequence[Sequence[Array]] = ()
         if emitted is not None:
-            credit, first = emitted.filtered(window, credit)
-        boundary, at_sites = signals.boundary, ()
-        if credit is not signals.spatial:
-            boundary = window.local.boundary(credit)
-            pairs = zip(credit, signals.spatial, strict=True)
-            at_sites = window.local.exits_at_sites([a - b for a, b in pairs])
-        adjoints = window.adjoints(boundary)
+            filtered, first = emitted.filtered(window, signals.spatial)
+            signals = signals.replaced(filtered)
+        adjoints = window.adjoints(signals.boundary)
         past = []
         for t, trace in enumerate(data):
             own = window.at_trace(t, adjoints, 1)[0]
             own = _extended(own, t, first, window.graph)
             past.append(per_parameter.contract(own, trace))
         inside = [a[1:] for a in adjoints] if window.length > 1 else ()
-        return signals.gradients(past, inside, at_sites)
+        return signals.gradients(past, inside)
 
     def _update_etrace_data(
         self, data: Sequence[Array | None], window: Window

@@ -1,10 +1,9 @@
 """RFLO: random feedback online learning."""
 
-from collections.abc import Sequence
 from typing import Unpack
 
 import equinox as eqx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._algorithm import Options, VjpMethod
 from .._backward import LearningSignals
@@ -69,5 +68,7 @@ class RFLO(PerParameterRule):
     def _remembers_all(self) -> bool:
         return True
 
-    def _credit(self, window: Window, signals: LearningSignals) -> Sequence[Array]:
+    def _learning_signals(
+        self, window: Window, signals: LearningSignals
+    ) -> LearningSignals:
         return self.feedback.signals(window, signals)
