@@ -17,6 +17,7 @@ from ._rules import (
     EProp as EProp,
     HybridDRTRL as HybridDRTRL,
     PPProp as PPProp,
+    ThreeFactor as ThreeFactor,
 )
 from ._sequence import (
     evolve as evolve,

@@ -153,7 +153,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         """
         inputs = as_arrays(inputs)
         check_call(self, hidden, other, trace, inputs)
-        return _update(self, hidden, other, trace, inputs)
+        return updated(self, hidden, other, trace, inputs)
 
     def check(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -386,6 +386,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         """The inverse of `_packed`."""
         return data
 
+    def _takes_modulator(self) -> bool:
+        """Whether calls are given a modulator, see `etrace.ThreeFactor`."""
+        return False
+
     def _remembers_all(self) -> bool:
         """Whether traces hold components that no position-local path reads later."""
         return self.vjp_method == "multi-step"
@@ -448,6 +452,13 @@ def _backward(static, residuals, cotangents):
 
 
 @eqx.filter_jit
-def _update(algorithm: ETraceVjpAlgorithm, hidden, other, trace, inputs):
+def updated(
+    algorithm: ETraceVjpAlgorithm,
+    hidden: PyTree,
+    other: PyTree,
+    trace: Trace,
+    inputs: tuple[PyTree, ...],
+) -> tuple[PyTree, PyTree, PyTree, Trace]:
+    """`update` after its checks."""
     params, _, _ = split_model(algorithm.model)
     return algorithm._true_update_fun(params, inputs, hidden, other, trace)

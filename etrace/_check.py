@@ -179,13 +179,14 @@ def _check_trace(
     options = {
         "mixing_tails": (graph.mixing_tails, algorithm.mixing_tails),
         "vjp_method": (graph.remembers_all, algorithm._remembers_all()),
+        "rule": (graph.recurrence, algorithm._recurrence()),
     }
     for name, (then, now) in options.items():
         if then != now:
+            this = getattr(algorithm, name, algorithm.name)
             raise ValueError(
                 f"trace was made by an algorithm of another {name} than this one, "
-                f"{getattr(algorithm, name)!r}. Pass the state that init(...) of this "
-                "algorithm gave."
+                f"{this!r}. Pass the state that init(...) of this algorithm gave."
             )
     batch = jax.tree.leaves(hidden)[0].shape[0] if algorithm.batched else None
     expected = _expected_trace(algorithm, graph, batch)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
-from ._data import Tag, as_arrays
+from ._data import MultiStepData, Tag, as_arrays
 from ._model import Spec, kind_of, shape_of
+from ._modulation import check_modulator
 
 
 class Sequence(eqx.Module):
@@ -20,6 +21,7 @@ class Sequence(eqx.Module):
     inputs: tuple[PyTree, ...]
     targets: PyTree
     mask: Array | None
+    modulator: Array | None = None
 
     @property
     def length(self) -> int:
@@ -51,7 +53,7 @@ def check_optimiser(optimiser: Any) -> None:
 
 
 def check_sequence(
-    algorithm: Any, inputs: PyTree, targets: PyTree, mask: Any
+    algorithm: Any, inputs: PyTree, targets: PyTree, mask: Any, modulator: Any = None
 ) -> Sequence:
     """The sequence, as arrays; raises unless all its parts are equally long."""
     if not isinstance(algorithm, ETraceVjpAlgorithm):
@@ -87,10 +89,27 @@ def check_sequence(
                     f"{name} hold an array of shape {x.shape}, expected ({length}, "
                     f"...): the inputs have {length} steps. Time is the leading axis."
                 )
+    if modulator is not None:
+        modulator = _check_modulator(algorithm, modulator, inputs)
     if mask is not None:
         _check_mask(algorithm, mask, leaves[0])
         _check_targets(mask, targets)
-    return Sequence(inputs, targets, mask)
+    return Sequence(inputs, targets, mask, modulator)
+
+
+def _check_modulator(
+    algorithm: ETraceVjpAlgorithm, modulator: Any, inputs: tuple[PyTree, ...]
+) -> Array:
+    if not algorithm._takes_modulator():
+        raise TypeError(
+            f"modulator is given, but {algorithm.name} learns from the loss; expected "
+            "None. Use etrace.ThreeFactor(model, rule=...) to learn from a modulator."
+        )
+    graph, batch = algorithm._graph(jax.tree.map(lambda x: x[0], inputs))
+    tagged = MultiStepData(as_arrays(modulator, "modulator"))
+    steps = tuple(map(MultiStepData, inputs))
+    size = batch if algorithm.batched else None
+    return check_modulator(tagged, graph, size, steps).data
 
 
 def _check_mask(algorithm: ETraceVjpAlgorithm, mask: Array, data: Array) -> None:

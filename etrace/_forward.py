@@ -14,12 +14,14 @@ from ._window import Window
 class Ran(eqx.Module):
     """A window that was run.
 
+    - `last`: (hidden, other) after it, with a batch axis.
     - `pull`: the way back through all its steps, or None if each is differentiated by
       itself. It takes cotangents of the outputs and of the last state, or None for
       zeros, to those of the parameters, the inexact inputs and the hidden state.
     """
 
     window: Window
+    last: tuple[PyTree, PyTree]
     pull: Callable | None
 
 
@@ -47,7 +49,7 @@ def forwards(
         result, pull = steps.roll_out(params, consts, state, inputs), None
     outputs, rolled, last = result
     window = Window(graph, params, consts, inputs, multi, rolled)
-    return outputs, last, Ran(window, pull)
+    return outputs, last, Ran(window, last, pull)
 
 
 def _roll_out_with_vjp(

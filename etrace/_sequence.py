@@ -24,6 +24,7 @@ from ._check_sequence import (
 )
 from ._data import MultiStepData
 from ._model import kind_of
+from ._modulation import Modulation
 
 LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
@@ -38,9 +39,9 @@ class _Loss(eqx.Module):
     has_aux: bool = eqx.field(static=True)
     carry: bool = eqx.field(static=True)
 
-    def prepare(self, algorithm, state, inputs, targets, mask):
+    def prepare(self, algorithm, state, inputs, targets, mask, modulator):
         """Checks the arguments; returns the sequence and the state to start from."""
-        sequence = check_sequence(algorithm, inputs, targets, mask)
+        sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
         check_loss(algorithm, sequence, self.loss_fn, self.has_aux)
         return sequence, _start(algorithm, state, sequence)
 
@@ -53,6 +54,8 @@ class _Loss(eqx.Module):
             return jnp.sum(losses), aux
 
         inputs = tuple(map(MultiStepData, part.inputs))
+        if part.modulator is not None:
+            inputs = (*inputs, Modulation(MultiStepData(part.modulator)))
         own = ("_true_update_fun", "_update", "_update_fwd", "_update_bwd")
         if algorithm.keeps(ETraceVjpAlgorithm, *own):
             return algorithm._loss_and_gradients(params, inputs, state, loss)
@@ -112,7 +115,7 @@ def value_and_grad(
 
     **Returns:**
 
-    A function of `(algorithm, state, inputs, targets, mask=None)`:
+    A function of `(algorithm, state, inputs, targets, mask=None, modulator=None)`:
 
     - `state`: `(hidden, other, trace)` from `init` or from the last call, or None for a
         fresh one. Its memory is donated: go on with the state that is returned.
@@ -121,6 +124,7 @@ def value_and_grad(
     - `targets`: a pytree of arrays, time-major.
     - `mask`: weights of the steps' losses, `(time,)`. With `batched=True` also
         `(time, batch)`: then `loss_fn` is given one example at a time.
+    - `modulator`: time-major, only for [`etrace.ThreeFactor`][].
 
     It returns `(value, grads, state)`, without `state` if `carry=False`; `grads` is a
     pytree like the inexact arrays of `algorithm.model`. With `has_aux=True`, `value` is
@@ -139,8 +143,10 @@ def value_and_grad(
         inputs: PyTree,
         targets: PyTree,
         mask: Any = None,
+        modulator: Any = None,
     ) -> Any:
-        sequence, state = loss.prepare(algorithm, state, inputs, targets, mask)
+        arguments = (inputs, targets, mask, modulator)
+        sequence, state = loss.prepare(algorithm, state, *arguments)
         return _value_and_grad((loss, algorithm, sequence), state)
 
     return driver
@@ -187,10 +193,11 @@ def learn(
 
     **Returns:**
 
-    A function of `(algorithm, optimiser_state, state, inputs, targets, mask=None)` that
-    returns `(algorithm, optimiser_state, state, losses)`: the trained algorithm (its
-    `.model` is the trained model) and the loss of every window, `(windows,)`. With
-    `has_aux=True`, `losses` is `(losses, aux)`, aux stacked along time.
+    A function of `(algorithm, optimiser_state, state, inputs, targets, mask=None,
+    modulator=None)` that returns `(algorithm, optimiser_state, state, losses)`: the
+    trained algorithm (its `.model` is the trained model) and the loss of every window,
+    `(windows,)`. With `has_aux=True`, `losses` is `(losses, aux)`, aux stacked along
+    time.
     `optimiser_state` and `state` may be None for fresh ones; the memory of `state` is
     donated.
 
@@ -208,8 +215,10 @@ def learn(
         inputs: PyTree,
         targets: PyTree,
         mask: Any = None,
+        modulator: Any = None,
     ) -> Any:
-        sequence, state = loss.prepare(algorithm, state, inputs, targets, mask)
+        arguments = (inputs, targets, mask, modulator)
+        sequence, state = loss.prepare(algorithm, state, *arguments)
         if optimiser_state is None:
             params = eqx.filter(algorithm.model, eqx.is_inexact_array)
             optimiser_state = optimiser.init(params)

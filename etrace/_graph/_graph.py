@@ -76,6 +76,11 @@ class Graph:
         env = run(self.program, self.bind(params, consts), self.weight_equations)
         return tuple(env[s.weight].array for s in self.sites)
 
+    def new_edge(self, leaf: int) -> Edge:
+        """Where the new value of a hidden leaf leaves the step."""
+        first = len(self.program.outputs) - len(self.call.other.leaves) - len(self.new)
+        return len(self.program.equations), first + leaf
+
     def leaves_by_mixing(self, edge: Edge) -> bool:
         """Whether an exit is read by a mixing operation, and not an output itself."""
         at_end = edge[0] == len(self.program.equations)

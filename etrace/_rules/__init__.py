@@ -6,3 +6,4 @@ from ._ostl import OSTL as OSTL
 from ._otpe import OTPE as OTPE
 from ._ottt import OTTT as OTTT
 from ._rflo import RFLO as RFLO
+from ._three_factor import ThreeFactor as ThreeFactor

@@ -1,0 +1,145 @@
+"""Training of the synthesiser of `etrace.DNI`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from ._check_sequence import (
+    check_loss,
+    check_optimiser,
+    check_positive,
+    check_sequence,
+)
+from ._rules import DNI
+from ._rules._dni import estimated
+from ._sequence import LossFn, start_state
+
+
+def fit_synthesiser(
+    algorithm: DNI,
+    loss_fn: LossFn,
+    inputs: PyTree,
+    targets: PyTree,
+    optimiser: Any,
+    *,
+    window: int,
+    epochs: int = 1,
+) -> tuple[DNI, Array]:
+    r"""Teaches a DNI's synthesiser what later losses say about a state.
+
+    At the start of each window, its estimate is drawn towards the gradient of the
+    window's own losses and, through the window, of its own estimate at the end,
+
+        ĝ(h_0)  →  ∂/∂h_0 [ Σ_t L_t + ĝ(h_k) · h_k ],    0 at the end of the sequence
+
+    the squared distance being descended. The model is not changed.
+
+    **Arguments:**
+
+    - `algorithm`: an [`etrace.DNI`][].
+    - `loss_fn`, `inputs`, `targets`: as for [`etrace.value_and_grad`][]; the losses of
+        all steps are summed.
+    - `optimiser`: an `optax.GradientTransformation` of the synthesiser.
+    - `window`: the length of the windows; it must divide that of the sequence.
+    - `epochs`: how often to go through the sequence.
+
+    **Returns:** `(algorithm, losses)`: the algorithm with the trained synthesiser,
+    fitted for windows of this length, and the mean squared distance of each epoch.
+    """
+    if not isinstance(algorithm, DNI):
+        raise TypeError(
+            f"algorithm is {type(algorithm).__name__}; expected etrace.DNI, the rule "
+            "that has a synthesiser."
+        )
+    check_positive("window", window)
+    check_positive("epochs", epochs)
+    check_optimiser(optimiser)
+    sequence = check_sequence(algorithm, inputs, targets, None)
+    check_loss(algorithm, sequence, loss_fn, has_aux=False)
+    if sequence.length % window:
+        raise ValueError(
+            f"window is {window}, which does not divide the {sequence.length} steps of "
+            "the inputs; expected one that does: every window has the length that the "
+            "synthesiser is fitted for."
+        )
+    hidden, other, _ = start_state(algorithm, None, sequence)
+    moving, rest = eqx.partition(algorithm.synthesiser, eqx.is_inexact_array)
+    problem = _Problem(algorithm.model, algorithm.batched, loss_fn, rest)
+    moving, losses = _fit(
+        problem, moving, optimiser, (hidden, other), sequence, window, epochs
+    )
+    trained = eqx.combine(moving, rest)
+    fitted = DNI.fitted(algorithm, trained, window)
+    return fitted, losses
+
+
+class _Problem(eqx.Module):
+    model: Any
+    batched: bool = eqx.field(static=True)
+    loss_fn: Callable = eqx.field(static=True)
+    rest: PyTree  # of the synthesiser
+
+    def run(self, hidden: PyTree, other: PyTree, part: Any) -> tuple[Array, tuple]:
+        """(sum of the losses, the last state) of a window."""
+
+        def step(state, at_t):
+            x, target = at_t
+            model = jax.vmap(self.model) if self.batched else self.model
+            outputs, state = model(eqx.combine(*state), *x)
+            state = eqx.partition(state, like)
+            return state, self.loss_fn(outputs, target)
+
+        like = jax.tree.map(lambda x: x is not None, hidden, is_leaf=lambda x: x is None)
+        state, losses = lax.scan(step, (hidden, other), (part.inputs, part.targets))
+        return jnp.sum(losses), state
+
+    def estimate(self, synthesiser: PyTree, hidden: PyTree) -> PyTree:
+        synthesise = eqx.combine(synthesiser, self.rest)
+        if self.batched:
+            return estimated(synthesise, hidden)
+        lead = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
+        return jax.tree.map(lambda x: x[0], estimated(synthesise, lead(hidden)))
+
+
+@eqx.filter_jit
+def _fit(problem, synthesiser, optimiser, state, sequence, window, epochs):
+    count = sequence.length // window
+
+    def at_window(carry, i):
+        synthesiser, optimiser_state, (hidden, other) = carry
+        cut = lambda x: lax.dynamic_slice_in_dim(x, i * window, window)  # noqa: E731
+        part = jax.tree.map(cut, sequence)
+        run = lambda h: problem.run(h, other, part)  # noqa: E731
+        (_, after), pull = jax.vjp(run, hidden)
+        ahead = problem.estimate(synthesiser, after[0])
+        ahead = jax.tree.map(lambda x: jnp.where(i == count - 1, 0, x), ahead)
+        zeros = jax.tree.map(jnp.zeros_like, after[1])
+        one = jnp.ones((), jnp.result_type(*jax.tree.leaves(ahead)))
+        (target,) = pull((one, (ahead, zeros)))
+
+        def distance(synthesiser):
+            found = problem.estimate(synthesiser, hidden)
+            pairs = zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True)
+            return sum(jnp.mean(jnp.abs(a - b) ** 2) for a, b in pairs)
+
+        value, grads = jax.value_and_grad(distance)(synthesiser)
+        updates, optimiser_state = optimiser.update(
+            grads, optimiser_state, synthesiser
+        )
+        synthesiser = eqx.apply_updates(synthesiser, updates)
+        return (synthesiser, optimiser_state, after), value
+
+    def epoch(carry, _):
+        synthesiser, optimiser_state = carry
+        start = (synthesiser, optimiser_state, state)
+        (*carry, _), values = lax.scan(at_window, start, jnp.arange(count))
+        return tuple(carry), jnp.mean(values)
+
+    start = (synthesiser, optimiser.init(synthesiser))
+    (synthesiser, _), losses = lax.scan(epoch, start, length=epochs)
+    return synthesiser, losses
