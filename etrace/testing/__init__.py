@@ -1,9 +1,16 @@
 import importlib as _importlib
 from typing import Any as _Any
 
+from . import rules as rules
 from ._cells import CELLS as CELLS, SPIKING as SPIKING
-from ._dense import StateGroup as StateGroup, dense_reference as dense_reference
-from ._marks import mixing_input as mixing_input
+from ._dense import dense_reference as dense_reference
+from ._groups import StateGroup as StateGroup
+from ._marks import (
+    local_output as local_output,
+    mixing_input as mixing_input,
+    new_state as new_state,
+    site as site,
+)
 from ._models import LayerSpec as LayerSpec, NetSpec as NetSpec, RandomNet as RandomNet
 from ._oracles import (
     bptt as bptt,
@@ -14,6 +21,7 @@ from ._oracles import (
 from ._parts import EXPRESSIONS as EXPRESSIONS, FORMS as FORMS
 from ._problems import Problem as Problem, make_problem as make_problem
 from ._readouts import READOUTS as READOUTS
+from ._reference import rule_reference as rule_reference
 from ._vectors import gradient_distance as gradient_distance
 
 # The strategies need hypothesis, the oracles do not: the former are imported when first
@@ -46,8 +54,12 @@ __all__ = [
     "dense_reference",
     "gradient_distance",
     "make_problem",
+    "local_output",
     "mixing_input",
+    "new_state",
     "over_batch",
+    "rule_reference",
+    "site",
     "squared_error",
     "truncated",
 ]

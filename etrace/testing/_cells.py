@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._parts import Decay, Projection, Random, layer_norm, spike
+from ._parts import Decay, Projection, Random, layer_norm, scaled, shifted, spike
 
 Feeds = Iterable[int]
 
@@ -123,7 +123,7 @@ class GRUCell(AbstractCell):
             jax.nn.sigmoid(z_reset + r_reset),
             jax.nn.sigmoid(z_update + r_update),
         )
-        new = jnp.tanh(z_new + reset * (r_new + self.bias_n))
+        new = jnp.tanh(z_new + reset * shifted(self.bias_n, r_new))
         h = new + update * (state - new)
         return h, h
 
@@ -182,7 +182,7 @@ class IndRNNCell(AbstractCell):
         self.own = recipe.random(wiring.shape, 0.3, shift=0.9)
 
     def __call__(self, state: Array, x: Array, feeds: Feeds) -> tuple[Array, Array]:
-        h = jnp.tanh(self.wiring.drive(x, state, feeds) + self.own * state)
+        h = jnp.tanh(self.wiring.drive(x, state, feeds) + scaled(self.own, state))
         return h, h
 
 
@@ -203,7 +203,8 @@ class LRUCell(AbstractCell):
 
     def __call__(self, state: Array, x: Array, feeds: Feeds) -> tuple[Array, Array]:
         decay = self.decay()
-        h = decay * state + jnp.sqrt(1 - decay**2) * self.wiring.drive(x, state, feeds)
+        drive = self.wiring.drive(x, state, feeds)
+        h = scaled(decay, state) + scaled(jnp.sqrt(1 - decay**2), drive)
         return h, h
 
 
@@ -233,7 +234,7 @@ class ComplexLRUCell(AbstractCell):
         rotation = jax.lax.complex(
             decay * jnp.cos(self.angle), decay * jnp.sin(self.angle)
         )
-        h = rotation * state + jax.lax.complex(
+        h = scaled(rotation, state) + jax.lax.complex(
             *jnp.split(self.wiring.drive(x, state, feeds), 2)
         )
         return h.real, h
@@ -260,7 +261,8 @@ class LeakyCell(AbstractCell):
 
     def __call__(self, state: Array, x: Array, feeds: Feeds) -> tuple[Array, Array]:
         decay = self.decay()
-        h = decay * state + (1 - decay) * jnp.tanh(self.wiring.drive(x, state, feeds))
+        drive = jnp.tanh(self.wiring.drive(x, state, feeds))
+        h = scaled(decay, state) + scaled(1 - decay, drive)
         return h, h
 
 
@@ -281,7 +283,7 @@ class LIFCell(AbstractCell):
         )
 
     def __call__(self, state: Array, x: Array, feeds: Feeds) -> tuple[Array, Array]:
-        mem = self.decay() * state + self.wiring.drive(x, state, feeds)
+        mem = scaled(self.decay(), state) + self.wiring.drive(x, state, feeds)
         spikes = spike(mem - 0.5)
         return spikes, mem - 0.5 * spikes
 
@@ -304,7 +306,7 @@ class RecurrentLIFCell(AbstractCell):
 
     def __call__(self, state: Any, x: Array, feeds: Feeds) -> tuple[Array, Any]:
         mem, spikes = state
-        mem = self.decay() * mem + self.wiring.drive(x, spikes, feeds)
+        mem = scaled(self.decay(), mem) + self.wiring.drive(x, spikes, feeds)
         spikes = spike(mem - 0.5)
         return spikes, (mem - 0.5 * spikes, spikes)
 
@@ -334,9 +336,9 @@ class ALIFCell(AbstractCell):
 
     def __call__(self, state: Any, x: Array, feeds: Feeds) -> tuple[Array, Any]:
         v, a, s = state
-        v = self.decay() * v + self.wiring.drive(x, s, feeds) - 0.5 * s
-        a = self.adaptation() * a + s
-        s = spike(v - 0.5 - self.strength * a)
+        v = scaled(self.decay(), v) + self.wiring.drive(x, s, feeds) - 0.5 * s
+        a = scaled(self.adaptation(), a) + s
+        s = spike(v - 0.5 - scaled(self.strength, a))
         return s, (v, a, s)
 
     def visible(self, state: Any) -> Array:

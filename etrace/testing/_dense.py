@@ -1,6 +1,5 @@
 """D-RTRL by brute force: dense Jacobians, the recursion written out on matrices."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ._groups import (
+    StateGroup,
+    Task,
+    at_time,
+    check_groups,
+    hidden_leaves,
+    multi_step,
+    read_groups,
+    traced_columns,
+)
 from ._marks import stop_marks
 from ._oracles import (
     ArrayLike,
@@ -22,111 +31,30 @@ from ._oracles import (
     step_weights,
     window_lengths,
 )
-from ._vectors import from_vector, gradient_from_vector, rows, to_vector
-
-
-@dataclasses.dataclass(frozen=True)
-class StateGroup:
-    """State leaves that talk to each other element by element.
-
-    **Arguments:**
-
-    - `leaves`: which of the state's inexact arrays, counted in the order of
-        `jax.tree.leaves` (arrays of integers and keys are not counted). They have one
-        size P; element p of each, flattened, belongs to position p. A complex array
-        counts as two real ones, so S is the number of real arrays plus twice that of
-        complex ones.
-    """
-
-    leaves: tuple[int, ...]
-
+from ._vectors import gradient_from_vector, rows, to_vector
 
 #: One `[S * P, parameters]` matrix for every group: M_g = dh_g / dθ.
 Influence: TypeAlias = tuple[Float[Array, "_ parameters"], ...]
 
 
-def _hidden(state: PyTree) -> list[Array]:
-    return [leaf for leaf in jax.tree.leaves(state) if eqx.is_inexact_array(leaf)]
-
-
-def _read_groups(state: PyTree, groups: Sequence[StateGroup]) -> tuple[Array, ...]:
-    """The state as one real vector `[S * P]` for every group."""
-    hidden = _hidden(state)
-    return tuple(to_vector([hidden[i] for i in group.leaves]) for group in groups)
-
-
-def _write_groups(
-    state: PyTree, groups: Sequence[StateGroup], vectors: Sequence[Array]
-) -> PyTree:
-    """`state` with its inexact leaves taken from `vectors`."""
-    hidden = _hidden(state)
-    for group, vector in zip(groups, vectors, strict=True):
-        new = from_vector(vector, [hidden[i] for i in group.leaves])
-        for i, leaf in zip(group.leaves, new, strict=True):
-            hidden[i] = leaf
-    leaves, treedef = jax.tree.flatten(state)
-    remaining = iter(hidden)
-    leaves = [
-        next(remaining) if eqx.is_inexact_array(leaf) else leaf for leaf in leaves
-    ]
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def _check_groups(state: PyTree, groups: Sequence[StateGroup]) -> None:
-    hidden = _hidden(state)
-    listed = sorted(i for group in groups for i in group.leaves)
-    if listed != list(range(len(hidden))):
-        raise ValueError(
-            f"groups must list each of the state's {len(hidden)} inexact arrays "
-            f"exactly once, got {listed}."
-        )
-    for group in groups:
-        sizes = [hidden[i].size for i in group.leaves]
-        if len(set(sizes)) != 1:
-            raise ValueError(
-                f"The leaves of a group must have one size, got {sizes} in {group}."
-            )
-
-
-class _Problem(eqx.Module):
-    """Everything that stays the same from step to step."""
-
-    model: Any
-    loss_fn: LossFn
-    groups: tuple[StateGroup, ...] = eqx.field(static=True)
-
-    @property
-    def parameters(self) -> PyTree:
-        return eqx.filter(self.model, eqx.is_inexact_array)
-
-    def step(
-        self, theta: Array, vectors: Sequence[Array], state: PyTree, x: tuple
-    ) -> tuple[PyTree, PyTree]:
-        """The model's step as a function of the parameter vector and the groups'
-        vectors."""
-        static = eqx.filter(self.model, eqx.is_inexact_array, inverse=True)
-        model = eqx.combine(from_vector(theta, self.parameters), static)
-        return model(_write_groups(state, self.groups, vectors), *x)
-
-
 @eqx.filter_jit
 def _jacobians(
-    problem: _Problem, state: PyTree, x: tuple
+    problem: Task, state: PyTree, x: tuple
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], PyTree]:
     """(D_g, I_g for every group, new state), gradients stopped at every mark."""
     groups = problem.groups
-    hidden = _hidden(state)
+    hidden = hidden_leaves(state)
 
     def new_state(
         theta: Array, vectors: tuple[Array, ...]
     ) -> tuple[tuple[Array, ...], PyTree]:
         _, new = problem.step(theta, vectors, state, x)
-        return _read_groups(new, groups), new
+        return read_groups(new, groups), new
 
     with stop_marks(lambda feeds: True):
         jacobian = jax.jacrev(new_state, argnums=(0, 1), has_aux=True)
         by_group, new = jacobian(
-            to_vector(problem.parameters), _read_groups(state, groups)
+            to_vector(problem.parameters), read_groups(state, groups)
         )
     ds, immediates = [], []
     for g, group in enumerate(groups):
@@ -141,7 +69,7 @@ def _jacobians(
 
 @eqx.filter_jit
 def _single_step(
-    problem: _Problem, state: PyTree, x: tuple, target: PyTree, weight: Array
+    problem: Task, state: PyTree, x: tuple, target: PyTree, weight: Array
 ) -> tuple[Array, Array, tuple[Array, ...]]:
     """(L_t, ∂L_t/∂θ with the state held, B_g for every group)."""
 
@@ -150,7 +78,7 @@ def _single_step(
         value = problem.loss_fn(outputs, target)
         return weight.astype(value.dtype) * value
 
-    theta, vectors = to_vector(problem.parameters), _read_groups(state, problem.groups)
+    theta, vectors = to_vector(problem.parameters), read_groups(state, problem.groups)
     value, now = jax.value_and_grad(loss)(theta, vectors)
     boundary = []
     for g in range(len(problem.groups)):
@@ -161,70 +89,8 @@ def _single_step(
     return value, now, tuple(boundary)
 
 
-@eqx.filter_jit
-def _multi_step(
-    problem: _Problem, state: PyTree, xs: tuple, targets: PyTree, weights: Array
-) -> tuple[Array, Array, tuple[Array, ...]]:
-    """(L, ∂L/∂θ, ∂L/∂h_g for every group) of a window, by reverse mode through it, the
-    state at its start held."""
-    groups = problem.groups
-
-    def loss(theta: Array, vectors: tuple[Array, ...]) -> Array:
-        def step(moving: PyTree, at_t: tuple) -> tuple[PyTree, Array]:
-            x, target, weight = at_t
-            state = eqx.combine(moving, fixed)
-            outputs, state = problem.step(theta, _read_groups(state, groups), state, x)
-            value = problem.loss_fn(outputs, target)
-            return eqx.filter(state, eqx.is_array), weight.astype(value.dtype) * value
-
-        start = _write_groups(state, groups, vectors)
-        moving, fixed = eqx.partition(start, eqx.is_array)
-        return jnp.sum(jax.lax.scan(step, moving, (xs, targets, weights))[1])
-
-    theta, vectors = to_vector(problem.parameters), _read_groups(state, groups)
-    value, (now, boundary) = jax.value_and_grad(loss, argnums=(0, 1))(theta, vectors)
-    return value, now, boundary
-
-
-def _traced_columns(
-    model: Any, untraced: PyTree | Callable[[Any], Any]
-) -> Float[Array, " n"]:
-    """1 for the coordinates of θ that have an influence, 0 for those that keep "now"
-    only: `[parameters]`."""
-    parameters = eqx.filter(model, eqx.is_inexact_array)
-    if callable(untraced) and not isinstance(
-        untraced, eqx.Module
-    ):  # a specification may be a callable Module
-        nothing = jax.tree.map(lambda _: False, parameters)
-        where: Callable = untraced
-        untraced = eqx.tree_at(
-            where, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
-        )
-    chosen = eqx.filter(parameters, untraced)
-
-    def columns(parameter: Array | None, chosen: Array | None) -> Array | None:
-        if parameter is None:
-            return None
-        parameter = (
-            jnp.ones_like(parameter) if chosen is None else jnp.zeros_like(parameter)
-        )
-        return (
-            jax.lax.complex(parameter.real, parameter.real)
-            if jnp.iscomplexobj(parameter)
-            else parameter
-        )
-
-    return to_vector(
-        jax.tree.map(columns, parameters, chosen, is_leaf=lambda x: x is None)
-    )
-
-
-def _at(data: PyTree, t: int) -> PyTree:
-    return jax.tree.map(lambda x: x[t], data)
-
-
 def _advance(
-    problem: _Problem,
+    problem: Task,
     state: PyTree,
     influence: Influence,
     traced: Array,
@@ -233,7 +99,7 @@ def _advance(
 ) -> tuple[PyTree, Influence]:
     """State and influence after some steps: M_g = D_g M_g + I_g."""
     for t in range(steps):
-        ds, immediates, state = _jacobians(problem, state, _at(xs, t))
+        ds, immediates, state = _jacobians(problem, state, at_time(xs, t))
         terms = zip(ds, influence, immediates, strict=True)
         influence = tuple(d @ m + immediate * traced[None] for d, m, immediate in terms)
     return state, influence
@@ -306,12 +172,12 @@ def dense_reference(
         as_arguments(inputs),
         sequence_length(inputs),
     )
-    _check_groups(state, groups)
-    problem = _Problem(model, loss_fn, tuple(groups))
+    check_groups(state, groups)
+    problem = Task(model, loss_fn, tuple(groups))
     weights = step_weights(mask, length, reduction)
-    traced = _traced_columns(model, untraced)
+    traced = traced_columns(model, untraced)
     if influence is None:
-        sizes = [vector.size for vector in _read_groups(state, groups)]
+        sizes = [vector.size for vector in read_groups(state, groups)]
         influence = tuple(
             jnp.zeros((size, traced.size), traced.dtype) for size in sizes
         )
@@ -320,9 +186,9 @@ def dense_reference(
     value, gradient, start = 0, jnp.zeros_like(traced), 0
     for k in window_lengths(window if multi else 1, length):
         data = jax.tree.map(lambda x: x[start : start + k], (xs, targets, weights))
-        signals = _multi_step if multi else _single_step
+        signals = multi_step if multi else _single_step
         loss, now, boundary = signals(
-            problem, state, *(data if multi else _at(data, 0))
+            problem, state, *(data if multi else at_time(data, 0))
         )
         past = sum(b @ m for b, m in zip(boundary, influence, strict=True))
         value, gradient = value + loss, gradient + now + past

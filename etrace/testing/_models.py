@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._cells import CELLS, AbstractCell, Recipe, Wiring
-from ._dense import StateGroup
+from ._groups import StateGroup
+from ._marks import mixing_input, new_state, site
 from ._parts import DENSE_FORMS, Projection, Random, normal_arrays
 from ._readouts import Readout
 
@@ -203,16 +204,19 @@ class RandomNet(eqx.Module):
     ) -> tuple[PyTree, dict[str, Any]]:
         x = first = inputs[0] * inputs[1] if self.spec.second_input else inputs[0]
         if self.encoder is not None:
-            x = jnp.tanh(self.encoder @ x)
+            x = jnp.tanh(site(jnp.matmul, self.encoder, x))
         old, new, outputs = state["cells"], [], []
+        last = len(self.cells) - 1
         if self.spec.feedback:
-            x = jnp.concatenate([x, self.cells[-1].visible(old[-1])])
+            top = self.cells[-1].visible(old[-1])
+            x = jnp.concatenate([x, mixing_input(top, self.feeds(0), of=last)])
         for index, (cell, layer) in enumerate(
             zip(self.cells, self.spec.layers, strict=True)
         ):
             if index > 0:
                 below = self.cells[index - 1]
                 x = below.visible(old[index - 1]) if layer.delayed else outputs[-1]
+                x = mixing_input(x, self.feeds(index), of=index - 1)
                 x = x.reshape(cell.wiring.inp.in_shape)
             if self.spec.tied and index > 0:
                 cell = eqx.tree_at(
@@ -222,6 +226,8 @@ class RandomNet(eqx.Module):
                     is_leaf=lambda n: n is None,
                 )
             output, cell_state = cell(old[index], x, self.feeds(index))
+            if output is cell_state:
+                output = cell_state = new_state(output, index)
             outputs.append(output)
             new.append(cell_state)
         y = self.readout(

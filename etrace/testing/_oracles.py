@@ -213,13 +213,14 @@ def over_batch(
 
     **Arguments:**
 
-    - `oracle`: one of [`etrace.testing.bptt`][], [`etrace.testing.truncated`][] and
-        [`etrace.testing.dense_reference`][].
+    - `oracle`: one of [`etrace.testing.bptt`][], [`etrace.testing.truncated`][],
+        [`etrace.testing.dense_reference`][] and [`etrace.testing.rule_reference`][].
 
     **Returns:**
 
     A function with the signature of the oracle, for inputs and targets `[time, batch,
-    ...]`, a mask `[time]` or `[time, batch]`, and a `state` with a leading batch axis.
+    ...]`, a mask `[time]` or `[time, batch]`, a `state` with a leading batch axis, and
+    a `modulator` `[time, batch, ...]`.
     """
 
     def batched(
@@ -232,17 +233,18 @@ def over_batch(
         mask: Shaped[ArrayLike, "time ..."] | None = None,
         **options: Any,
     ) -> tuple[Float[Array, ""], PyTree]:
+        given = {k: options.pop(k) for k in ("modulator",) if k in options}
+
         def one(
-            inputs: Any, targets: PyTree, state: PyTree, mask: Any
+            inputs: Any, targets: PyTree, state: PyTree, mask: Any, given: dict
         ) -> tuple[Any, PyTree]:
-            return oracle(
-                model, loss_fn, inputs, targets, state=state, mask=mask, **options
-            )
+            examples = {"state": state, "mask": mask, **given}
+            return oracle(model, loss_fn, inputs, targets, **examples, **options)
 
         mask_axis = 1 if mask is not None and jnp.ndim(mask) == 2 else None
         state_axis = None if state is None else 0
-        results = jax.vmap(one, in_axes=(1, 1, state_axis, mask_axis))(
-            inputs, targets, state, mask
+        results = jax.vmap(one, in_axes=(1, 1, state_axis, mask_axis, 1))(
+            inputs, targets, state, mask, given
         )
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
 

@@ -1,6 +1,7 @@
 """What the test models are made of: weight expressions, projections, decays, a spike, a
 norm."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._marks import mixing_input
+from ._marks import mixing_input, site
 
 Random = Callable[..., Float[Array, "..."]]
 
@@ -99,6 +100,16 @@ class Weight(eqx.Module):
         return first
 
 
+def scaled(weight: Array, x: Array) -> Array:
+    """weight * x, marked as a site."""
+    return site(jnp.multiply, weight, x, elementwise=True)
+
+
+def shifted(weight: Array, x: Array) -> Array:
+    """weight + x, marked as a site."""
+    return site(jnp.add, weight, x, elementwise=True)
+
+
 def _dense(form: str, weight: Array, x: Array) -> Array:
     if form == "xw":
         return x @ weight
@@ -170,21 +181,23 @@ class Projection(eqx.Module):
     def __call__(self, x: Array, feeds: Iterable[int]) -> Float[Array, "..."]:
         weight = self.weight()
         if self.form == "embed":
-            z = weight[x]
+            z = site(lambda w, x: w[x], weight, x)
         elif self.form == "elementwise":  # nothing mixes: no mark
-            z = weight * x[None]
+            z = scaled(weight, x[None])
         elif self.form in ("conv1d", "conv2d"):
-            x = mixing_input(x, feeds)
-            strides = (self.stride,) * (x.ndim - 1)
-            z = jax.lax.conv_general_dilated(x[None], weight, strides, self.padding)[0]
+            z = site(self._convolution, weight, mixing_input(x, feeds))
         else:
             x = mixing_input(x.reshape(-1), feeds)
             if self.inner is not None:
                 x = mixing_input(self.inner() @ x, feeds)
-            z = _dense(self.form, weight, x)
+            z = site(functools.partial(_dense, self.form), weight, x)
         z = z.reshape(self.out_shape)
-        z = z if self.gain is None else self.gain * z
-        return z if self.bias is None else z + self.bias
+        z = z if self.gain is None else scaled(self.gain, z)
+        return z if self.bias is None else shifted(self.bias, z)
+
+    def _convolution(self, weight: Array, x: Array) -> Array:
+        strides = (self.stride,) * (x.ndim - 1)
+        return jax.lax.conv_general_dilated(x[None], weight, strides, self.padding)[0]
 
 
 class Decay(eqx.Module):

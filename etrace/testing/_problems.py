@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._dense import StateGroup, dense_reference
+from ._dense import dense_reference
+from ._groups import StateGroup
 from ._models import NetSpec, RandomNet
 from ._oracles import LossFn, Window, bptt, over_batch, squared_error, truncated
+from ._reference import rule_reference
 from ._vectors import gradient_distance
+from .rules import AbstractRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,17 @@ class Problem:
             "untraced": self.untraced,
         }
         return self._call(dense_reference, {**facts, **options})
+
+    def reference(self, rule: AbstractRule, **options: Any) -> tuple[Any, ...]:
+        """[`etrace.testing.rule_reference`][] of this problem, by its windows; `rule`
+        is one of `etrace.testing.rules`."""
+        facts = {
+            "window": self.window,
+            "groups": self.groups,
+            "untraced": self.untraced,
+            "rule": rule,
+        }
+        return self._call(rule_reference, {**facts, **options})
 
     def past_share(self) -> float:
         """How much of the single-step gradient the past makes up.

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._marks import mixing_input
+from ._marks import local_output, mixing_input
 from ._parts import Projection, Random
 
 READOUTS = (
@@ -72,10 +72,12 @@ class Readout(eqx.Module):
     ) -> PyTree[Array]:
         """**Arguments:** the layers' outputs, the last layer's previous state, the
         model's input, the last layer's projection."""
+        last = len(outputs) - 1
         if self.form == "identity":
-            return {"y": self.weights[0] * outputs[-1]}
-        used = outputs if self.form == "all" else outputs[-1:]
-        out = mixing_input(jnp.concatenate([output.reshape(-1) for output in used]), ())
+            return {"y": local_output(self.weights[0] * outputs[-1], last)}
+        used = range(last + 1) if self.form == "all" else [last]
+        parts = [mixing_input(outputs[k].reshape(-1), of=k) for k in used]
+        out = jnp.concatenate(parts)
         if self.form == "mean":
             return self.weights[0] * jnp.mean(out) + self.weights[1]
         if self.form == "tied":
@@ -88,7 +90,7 @@ class Readout(eqx.Module):
         if self.form == "direct":
             return {"y": y, "parameter": jnp.sin(self.weights[1])}
         if self.form == "previous":
-            return y + self.weights[1] @ mixing_input(previous.reshape(-1), ())
+            return y + self.weights[1] @ mixing_input(previous.reshape(-1), of=last)
         if self.form == "skip" and jnp.issubdtype(x.dtype, jnp.inexact):
             return y + self.weights[1] @ x.reshape(-1)
         return y
