@@ -364,6 +364,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         """Whether traces hold components that no position-local path reads later."""
         return self.vjp_method == "multi-step"
 
+    def _follows_all(self) -> bool:
+        """Whether every parameter is credited, by every path to the state."""
+        return False
+
     def keeps(self, base: type, *names: str) -> bool:
         """Whether these methods are still those of `base`, not overridden."""
         return all(getattr(type(self), n) is getattr(base, n) for n in names)
@@ -398,8 +402,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
-        everything = self._remembers_all()
-        return graph_of(call, self.model, self.mixing_tails, everything), batch
+        options = (self.mixing_tails, self._remembers_all(), self._follows_all())
+        return graph_of(call, self.model, *options), batch
 
 
 def _primal(static, arrays, *arguments):

@@ -1,6 +1,7 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,6 +14,7 @@ from ._graph import (
     Edge,
     Graph,
     LocalRegion,
+    Rolled,
     Value,
     complete_groups,
     inexact,
@@ -37,10 +39,21 @@ class LearningSignals:
         window: Window,
         boundary: tuple[Array, ...],
         now: Callable[[Sequence[Array]], PyTree],
+        at_states: Callable[[], list[Array]],
     ):
         self.boundary = boundary
         self._window = window
         self._now = now
+        self._at_states = at_states
+
+    @functools.cached_property
+    def at_states(self) -> list[Array]:
+        """∂L_t/∂h_{t-1} by every path, nothing stopped.
+
+        Per hidden leaf, complex ones as two, [k, batch, ...]. With
+        `vjp_method="multi-step"`, ∂L/∂h at the window's start (k = 1).
+        """
+        return self._at_states()
 
     def gradients(
         self,
@@ -81,10 +94,10 @@ def _single_step(
     steps, local, held = window.evaluation, window.local, inexact(window.inputs)
     exits = window.graph.positions.exits
 
-    def read(params, inputs, edge, added=None):
+    def read(params, inputs, edge, added=None, rolled=window.rolled):
         """What the loss reads, and all values."""
         merged = merge(window.inputs, inputs)
-        arguments = (params, window.consts, merged, window.rolled)
+        arguments = (params, window.consts, merged, rolled)
         env = steps.env(*arguments, edge=edge, adjoints=added or {})
         return inexact(_given(steps.read(env, edge), cotangents)), env
 
@@ -127,10 +140,20 @@ def _single_step(
         _, pull = jax.vjp(read_and_kept, window.params)
         return pull((inexact(cotangents), at_states))[0]
 
+    def at_states():
+        def of_states(hidden):
+            rolled = Rolled(hidden, window.rolled.other, window.rolled.known)
+            as_it_is = lambda _, value: value  # noqa: E731
+            return read(window.params, held, as_it_is, rolled=rolled)[0]
+
+        _, pull = jax.vjp(of_states, window.rolled.hidden)
+        return pull(inexact(cotangents))[0]
+
     zeros = [jnp.zeros_like(local.exit_value(at)) for at in exits]
     _, pull = jax.vjp(shifted, held, zeros)
     inputs, spatial = pull(inexact(cotangents))
-    return LearningSignals(window, local.boundary(spatial), now), inputs
+    boundary = local.boundary(spatial)
+    return LearningSignals(window, boundary, now, at_states), inputs
 
 
 def _at_sites(graph: Graph, signals: Sequence[Array | None]):
@@ -175,7 +198,8 @@ def _multi_step(
         outer = [_outer(a, first.local_input(t)) for t, a in signals]
         return jax.tree.map(jnp.add, params, first.pull_back(outer))
 
-    return first, LearningSignals(first, boundary, now), inputs
+    at_states = lambda: [x[None] for x in leaves]  # noqa: E731
+    return first, LearningSignals(first, boundary, now, at_states), inputs
 
 
 def _given(results: tuple, cotangents: tuple) -> tuple:

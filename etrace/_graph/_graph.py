@@ -41,6 +41,7 @@ class Graph:
     new: tuple[Var, ...]  # ... and after it
     mixing_tails: MixingTails
     remembers_all: bool
+    follows_all: bool  # whether a rule credits every parameter, by every path
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
@@ -55,6 +56,17 @@ class Graph:
     def trace_dtype(self, t: int) -> Any:
         """That of the weight the trace is a derivative by."""
         return self.sites[self.traces[t].site].weight.dtype
+
+    @functools.cached_property
+    def reaching(self) -> tuple[int, ...]:
+        """The leaves of the parameter tree that reach the state."""
+        found = (o.parameters for o in self.occurrences if o.status != "output")
+        return tuple(sorted({p for parameters in found for p in parameters}))
+
+    @property
+    def state_dtype(self) -> Any:
+        """The dtype that holds every number of the (real) hidden leaves."""
+        return functools.reduce(np.promote_types, (v.dtype for v in self.old))
 
     def bind(self, params: Any, consts: Any) -> Env:
         """The values of the model's arrays."""
@@ -80,6 +92,7 @@ def analyse(
     constants: tuple[np.ndarray | None, ...],
     mixing_tails: MixingTails,
     remember_all: bool,
+    follow_all: bool,
 ) -> Graph:
     """Analyses one step of a model.
 
@@ -92,6 +105,8 @@ def analyse(
         operation in it: `"now"` leaves it untraced, `"local"` traces its local part.
     - `remember_all`: whether traces hold every component they reach, or only those
         that a position-local path reads one step later.
+    - `follow_all`: whether the rule credits every parameter that reaches the state, by
+        whatever path.
     """
     call.check()
     program = _trace(call)
@@ -123,12 +138,13 @@ def analyse(
         tuple(meetings.sites),
         traces,
         tuple(map(memory.coupling, positions.groups)),
-        tuple(meetings.occurrences),
+        tuple(o.followed() if follow_all else o for o in meetings.occurrences),
         meetings.weight_equations(),
         old,
         new,
         mixing_tails,
         remember_all,
+        follow_all,
     )
 
 

@@ -35,16 +35,21 @@ class _Known:
 
 
 def graph_of(
-    call: Call, model: eqx.Module, mixing_tails: MixingTails, remember_all: bool
+    call: Call,
+    model: eqx.Module,
+    mixing_tails: MixingTails,
+    remember_all: bool,
+    follow_all: bool,
 ) -> Graph:
     """The graph of `model`'s step; warns if it leaves a parameter untraced."""
     _, consts, _ = split_model(model)
     known = tuple(map(_known, jax.tree.leaves(consts)))
+    options = (mixing_tails, remember_all, follow_all)
     try:
         hash(call)
     except TypeError:  # a static field that cannot be hashed
-        return _analyse.__wrapped__(call, known, mixing_tails, remember_all)
-    return _analyse(call, known, mixing_tails, remember_all)
+        return _analyse.__wrapped__(call, known, *options)
+    return _analyse(call, known, *options)
 
 
 def _known(x) -> _Known | None:
@@ -58,9 +63,10 @@ def _analyse(
     known: tuple[_Known | None, ...],
     mixing_tails: MixingTails,
     remember_all: bool,
+    follow_all: bool,
 ) -> Graph:
     values = tuple(None if k is None else k.value for k in known)
-    graph = analyse(call, values, mixing_tails, remember_all)
+    graph = analyse(call, values, mixing_tails, remember_all, follow_all)
     message = untraced(graph)
     if message:
         warnings.warn(message, UntracedParameterWarning, stacklevel=5)

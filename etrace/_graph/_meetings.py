@@ -32,6 +32,12 @@ class Occurrence:
     status: Literal["traced", "partly", "now", "output"]
     reason: str
 
+    def followed(self) -> "Occurrence":
+        """What becomes of it where credit takes every path."""
+        if self.status == "output":
+            return self
+        return Occurrence(self.parameters, self.edge, None, "traced", "")
+
 
 class Meetings:
     """Follows every parameter to its meetings with data."""
