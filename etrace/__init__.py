@@ -7,7 +7,12 @@ from ._graph import (
     Report as Report,
     UntracedParameterWarning as UntracedParameterWarning,
 )
-from ._rules import DRTRL as DRTRL
+from ._rules import (
+    DRTRL as DRTRL,
+    KFRTRL as KFRTRL,
+    RTRL as RTRL,
+    UORO as UORO,
+)
 from ._sequence import (
     evolve as evolve,
     learn as learn,

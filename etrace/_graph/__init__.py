@@ -1,4 +1,10 @@
-from ._batched import Adjoint as Adjoint, Value as Value, inject as inject
+from ._batched import (
+    Adjoint as Adjoint,
+    Env as Env,
+    Value as Value,
+    inject as inject,
+    run as run,
+)
 from ._graph import Graph as Graph, MixingTails as MixingTails, TraceSpec as TraceSpec
 from ._local import (
     LocalRegion as LocalRegion,
