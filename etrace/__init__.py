@@ -8,12 +8,16 @@ from ._graph import (
     UntracedParameterWarning as UntracedParameterWarning,
 )
 from ._rules import (
+    DNI as DNI,
     DRTRL as DRTRL,
     ESDRTRL as ESDRTRL,
+    KFRTRL as KFRTRL,
     OSTL as OSTL,
     OTPE as OTPE,
     OTTT as OTTT,
     RFLO as RFLO,
+    RTRL as RTRL,
+    UORO as UORO,
     EProp as EProp,
     HybridDRTRL as HybridDRTRL,
     PPProp as PPProp,
@@ -25,4 +29,5 @@ from ._sequence import (
     value_and_grad as value_and_grad,
 )
 from ._stream import stream as stream
+from ._synthesiser import fit_synthesiser as fit_synthesiser
 from ._window import Window as Window

@@ -22,8 +22,8 @@ from ._data import as_arrays, untag
 from ._forward import Ran, forwards
 from ._graph import (
     Graph,
+    GraphOptions,
     MixingTails,
-    Recurrence,
     Report,
     graph_of,
     is_inexact,
@@ -390,13 +390,9 @@ class ETraceVjpAlgorithm(eqx.Module):
         """Whether calls are given a modulator, see `etrace.ThreeFactor`."""
         return False
 
-    def _remembers_all(self) -> bool:
-        """Whether traces hold components that no position-local path reads later."""
-        return self.vjp_method == "multi-step"
-
-    def _recurrence(self) -> Recurrence:
-        """How much of a group's own recurrence the local derivatives include."""
-        return "cut"
+    def _graph_options(self) -> GraphOptions:
+        """What the rule asks of the analysis of the model."""
+        return GraphOptions(self.mixing_tails, self.vjp_method == "multi-step")
 
     def keeps(self, base: type, *names: str) -> bool:
         """Whether these methods are still those of `base`, not overridden."""
@@ -432,8 +428,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
-        options = (self.mixing_tails, self._remembers_all(), self._recurrence())
-        return graph_of(call, self.model, *options), batch
+        return graph_of(call, self.model, self._graph_options()), batch
 
 
 def _primal(static, arrays, *arguments):

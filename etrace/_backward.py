@@ -14,6 +14,7 @@ from ._graph import (
     Edge,
     Graph,
     LocalRegion,
+    Rolled,
     Value,
     added,
     complete_groups,
@@ -41,12 +42,14 @@ class LearningSignals:
         spatial: Sequence[Array],
         outputs: Sequence[Array],
         now: Callable[[Sequence[Array], Sequence[Array | None]], PyTree],
+        at_states: Callable[[], list[Array]],
         start: tuple[Array, ...] | None = None,
     ):
         self.spatial = spatial
         self.outputs = outputs
         self._window = window
         self._now = now
+        self._at_states = at_states
         self._start = start
 
     def replaced(self, spatial: Sequence[Array]) -> "LearningSignals":
@@ -63,7 +66,7 @@ class LearningSignals:
         def now(adjoints, at_sites):
             return self._now(adjoints, added(change, at_sites))
 
-        return LearningSignals(self._window, spatial, self.outputs, now)
+        return LearningSignals(self._window, spatial, self.outputs, now, _not_known)
 
     @functools.cached_property
     def boundary(self) -> tuple[Array, ...]:
@@ -75,6 +78,15 @@ class LearningSignals:
         if self._start is not None:
             return self._start
         return self._window.local.boundary(self.spatial)
+
+    @functools.cached_property
+    def at_states(self) -> list[Array]:
+        """∂L_t/∂h_{t-1} by every path, nothing stopped.
+
+        Per hidden leaf, complex ones as two, [k, batch, ...]. With
+        `vjp_method="multi-step"`, ∂L/∂h at the window's start (k = 1).
+        """
+        return self._at_states()
 
     def gradients(
         self,
@@ -119,10 +131,10 @@ def _single_step(
     steps, local, held = window.evaluation, window.local, inexact(window.inputs)
     exits = window.graph.exits.open
 
-    def read(params, inputs, edge, adjoints=None):
+    def read(params, inputs, edge, adjoints=None, rolled=window.rolled):
         """What the loss reads, and all values."""
         merged = merge(window.inputs, inputs)
-        arguments = (params, window.consts, merged, window.rolled)
+        arguments = (params, window.consts, merged, rolled)
         env = steps.env(*arguments, edge=edge, adjoints=adjoints or {})
         return inexact(_given(steps.read(env, edge), cotangents)), env
 
@@ -165,11 +177,28 @@ def _single_step(
         _, pull = jax.vjp(read_and_kept, window.params)
         return pull((inexact(cotangents), at_states))[0]
 
+    def at_states():
+        def of_states(hidden):
+            rolled = Rolled(hidden, window.rolled.other, window.rolled.known)
+            as_it_is = lambda _, value: value  # noqa: E731
+            return read(window.params, held, as_it_is, rolled=rolled)[0]
+
+        _, pull = jax.vjp(of_states, window.rolled.hidden)
+        return pull(inexact(cotangents))[0]
+
     zeros = [jnp.zeros_like(local.exit_value(at)) for at in exits]
     _, pull = jax.vjp(shifted, held, zeros)
     inputs, spatial = pull(inexact(cotangents))
     outputs = inexact(cotangents[0])
-    return LearningSignals(window, spatial, outputs, now), inputs
+    return LearningSignals(window, spatial, outputs, now, at_states), inputs
+
+
+def _not_known() -> list[Array]:
+    raise ValueError(
+        "This rule learns from the gradient of the loss by the whole state, which "
+        "another learning signal does not give. Use a rule with traces at the neurons, "
+        "such as DRTRL, OSTL or ESDRTRL."
+    )
 
 
 def _at_sites(graph: Graph, signals: Sequence[Array | None]):
@@ -218,7 +247,9 @@ def _multi_step(
         return jax.tree.map(jnp.add, params, first.pull_back(outer))
 
     outputs = inexact(cotangents[0])
-    return first, LearningSignals(first, (), outputs, now, boundary), inputs
+    at_states = lambda: [x[None] for x in leaves]  # noqa: E731
+    signals = LearningSignals(first, (), outputs, now, at_states, boundary)
+    return first, signals, inputs
 
 
 def _given(results: tuple, cotangents: tuple) -> tuple:

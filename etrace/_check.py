@@ -176,17 +176,18 @@ def _check_trace(
     algorithm: "ETraceVjpAlgorithm", graph: Graph, data: PyTree, hidden: PyTree
 ) -> None:
     """Raises unless `data` is what this algorithm stores for this graph."""
+    then, now = graph.options, algorithm._graph_options()
     options = {
-        "mixing_tails": (graph.mixing_tails, algorithm.mixing_tails),
-        "vjp_method": (graph.remembers_all, algorithm._remembers_all()),
-        "rule": (graph.recurrence, algorithm._recurrence()),
+        "mixing_tails": then.mixing_tails != now.mixing_tails,
+        "vjp_method": then.remembers_all != now.remembers_all,
+        "name": then != now,
     }
-    for name, (then, now) in options.items():
-        if then != now:
-            this = getattr(algorithm, name, algorithm.name)
+    for name, differs in options.items():
+        if differs:
             raise ValueError(
                 f"trace was made by an algorithm of another {name} than this one, "
-                f"{this!r}. Pass the state that init(...) of this algorithm gave."
+                f"{getattr(algorithm, name)!r}. Pass the state that init(...) of this "
+                "algorithm gave."
             )
     batch = jax.tree.leaves(hidden)[0].shape[0] if algorithm.batched else None
     expected = _expected_trace(algorithm, graph, batch)

@@ -43,7 +43,7 @@ class _Loss(eqx.Module):
         """Checks the arguments; returns the sequence and the state to start from."""
         sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
         check_loss(algorithm, sequence, self.loss_fn, self.has_aux)
-        return sequence, _start(algorithm, state, sequence)
+        return sequence, start_state(algorithm, state, sequence)
 
     def gradient(self, algorithm, state, part: Sequence):
         """(value, aux, gradients, state) of one window; the value is a sum."""
@@ -273,7 +273,7 @@ def evolve(
     """
     check_window(window, "sum")
     sequence = check_sequence(algorithm, inputs, None, None)
-    state = _start(algorithm, state, sequence)
+    state = start_state(algorithm, state, sequence)
     return _evolve((algorithm, sequence, window), state)
 
 
@@ -290,7 +290,9 @@ def _evolve(kept, state):
     return state, _along_time(results)
 
 
-def _start(algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence):
+def start_state(
+    algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
+):
     """The state to start from, checked."""
     first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
     if state is None:

@@ -74,8 +74,7 @@ def fit_synthesiser(
         problem, moving, optimiser, (hidden, other), sequence, window, epochs
     )
     trained = eqx.combine(moving, rest)
-    fitted = DNI.fitted(algorithm, trained, window)
-    return fitted, losses
+    return algorithm.fitted(trained, window), losses
 
 
 class _Problem(eqx.Module):
@@ -94,7 +93,9 @@ class _Problem(eqx.Module):
             state = eqx.partition(state, like)
             return state, self.loss_fn(outputs, target)
 
-        like = jax.tree.map(lambda x: x is not None, hidden, is_leaf=lambda x: x is None)
+        like = jax.tree.map(
+            lambda x: x is not None, hidden, is_leaf=lambda x: x is None
+        )
         state, losses = lax.scan(step, (hidden, other), (part.inputs, part.targets))
         return jnp.sum(losses), state
 
@@ -128,9 +129,7 @@ def _fit(problem, synthesiser, optimiser, state, sequence, window, epochs):
             return sum(jnp.mean(jnp.abs(a - b) ** 2) for a, b in pairs)
 
         value, grads = jax.value_and_grad(distance)(synthesiser)
-        updates, optimiser_state = optimiser.update(
-            grads, optimiser_state, synthesiser
-        )
+        updates, optimiser_state = optimiser.update(grads, optimiser_state, synthesiser)
         synthesiser = eqx.apply_updates(synthesiser, updates)
         return (synthesiser, optimiser_state, after), value
 

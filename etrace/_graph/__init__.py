@@ -1,10 +1,12 @@
 from ._batched import (
     Adjoint as Adjoint,
+    Env as Env,
     Value as Value,
     inject as inject,
+    run as run,
     take as take,
 )
-from ._graph import Graph as Graph, MixingTails as MixingTails, TraceSpec as TraceSpec
+from ._graph import Graph as Graph, TraceSpec as TraceSpec
 from ._local import (
     LocalRegion as LocalRegion,
     added as added,
@@ -14,8 +16,12 @@ from ._lookup import (
     UntracedParameterWarning as UntracedParameterWarning,
     graph_of as graph_of,
 )
+from ._options import (
+    GraphOptions as GraphOptions,
+    MixingTails as MixingTails,
+    Recurrence as Recurrence,
+)
 from ._program import Edge as Edge
-from ._recurrence import Recurrence as Recurrence
 from ._report import Report as Report
 from ._steps import (
     Rolled as Rolled,

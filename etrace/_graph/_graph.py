@@ -17,12 +17,13 @@ from jaxtyping import Array
 from .._model import Call, Spec, join_complex, split_complex
 from ._batched import Env, Value, run
 from ._exits import Exits, find_exits
-from ._meetings import Meetings, MixingTails, Occurrence
+from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
+from ._options import GraphOptions
 from ._positions import UNSET, Positions, find_positions
 from ._primitives import Primitives
 from ._program import Edge, Program, Var, trace_program
-from ._recurrence import Diagonal, Recurrence, check_single, find_diagonals
+from ._recurrence import Diagonal, check_single, find_diagonals
 from ._sites import Site, linear_form
 
 
@@ -43,9 +44,7 @@ class Graph:
     weight_equations: tuple[int, ...]
     old: tuple[Var, ...]  # hidden leaves before the step, complex ones as two
     new: tuple[Var, ...]  # ... and after it
-    mixing_tails: MixingTails
-    remembers_all: bool
-    recurrence: Recurrence
+    options: GraphOptions
     diagonals: Mapping[int, Diagonal]
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
@@ -61,6 +60,17 @@ class Graph:
     def trace_dtype(self, t: int) -> Any:
         """That of the weight the trace is a derivative by."""
         return self.sites[self.traces[t].site].weight.dtype
+
+    @functools.cached_property
+    def reaching(self) -> tuple[int, ...]:
+        """The leaves of the parameter tree that reach the state."""
+        found = (o.parameters for o in self.occurrences if o.status != "output")
+        return tuple(sorted({p for parameters in found for p in parameters}))
+
+    @property
+    def state_dtype(self) -> Any:
+        """The dtype that holds every number of the (real) hidden leaves."""
+        return functools.reduce(np.promote_types, (v.dtype for v in self.old))
 
     def bind(self, params: Any, consts: Any) -> Env:
         """The values of the model's arrays."""
@@ -136,9 +146,7 @@ class Graph:
 def analyse(
     call: Call,
     constants: tuple[np.ndarray | None, ...],
-    mixing_tails: MixingTails,
-    remember_all: bool,
-    recurrence: Recurrence = "cut",
+    options: GraphOptions = GraphOptions(),  # noqa: B008
 ) -> Graph:
     """Analyses one step of a model.
 
@@ -147,11 +155,7 @@ def analyse(
     - `call`: the step, with the shapes of all its arguments.
     - `constants`: the values of the model's constant arrays where they are known
         (they may say where a movement takes its elements from).
-    - `mixing_tails`: what to do with a weight whose path to the state has a mixing
-        operation in it: `"now"` leaves it untraced, `"local"` traces its local part.
-    - `remember_all`: whether traces hold every component they reach, or only those
-        that a position-local path reads one step later.
-    - `recurrence`: how much of a group's own recurrence local derivatives include.
+    - `options`: what the learning rule asks for.
     """
     call.check()
     program = _trace(call)
@@ -167,19 +171,17 @@ def analyse(
     first = len(program.outputs) - len(call.other.leaves) - n
     new = program.outputs[first : first + n]
     positions = find_positions(primitives, old, new)
-    meetings = Meetings(primitives, positions, new, mixing_tails)
+    meetings = Meetings(primitives, positions, new, options.mixing_tails)
     meetings.run(arguments)
     exits = find_exits(primitives, positions, meetings.entering)
     diagonals: Mapping[int, Diagonal] = {}
-    if recurrence == "diagonal":
+    if options.recurrence == "diagonal":
         moving = _dependent(program, arguments["hidden"])
         diagonals = find_diagonals(primitives, positions, exits, moving)
-    if isinstance(recurrence, float):
+    if isinstance(options.recurrence, float):
         check_single(positions, call)
-    memory = Memory(primitives, positions, exits, old, new, recurrence, diagonals)
-    traces = tuple(
-        memory.trace(meetings.sites, *found, remember_all) for found in meetings.found
-    )
+    memory = Memory(primitives, positions, exits, old, new, options, diagonals)
+    traces = tuple(memory.trace(meetings.sites, *found) for found in meetings.found)
     outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
     return Graph(
         call,
@@ -191,13 +193,11 @@ def analyse(
         tuple(meetings.sites),
         traces,
         tuple(map(memory.coupling, positions.groups)),
-        tuple(meetings.occurrences),
+        tuple(o.followed() if options.follows_all else o for o in meetings.occurrences),
         program.needed(s.weight for s in meetings.sites),
         old,
         new,
-        mixing_tails,
-        remember_all,
-        recurrence,
+        options,
         diagonals,
     )
 

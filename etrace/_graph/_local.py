@@ -41,8 +41,8 @@ class LocalRegion:
         Per group, [k, batch, S (new), S (old), P].
         """
         graph = self.graph
-        if isinstance(graph.recurrence, float):
-            return self._constant_jacobian(graph.recurrence)
+        if isinstance(graph.options.recurrence, float):
+            return self._constant_jacobian(graph.options.recurrence)
         hidden = [self.env[v].array for v in graph.old]
         rows: dict[int, Array] = {}  # by new leaf, [k, batch, S (old), P]
         for s in range(max([g.components for g in graph.positions.groups], default=0)):
@@ -269,9 +269,9 @@ class LocalRegion:
         """The values of the region, as functions of the old state."""
         graph, values = self.graph, dict(self.env)
         values.update((v, Value(x, 2)) for v, x in zip(graph.old, hidden))
-        if isinstance(graph.recurrence, float):
+        if isinstance(graph.options.recurrence, float):
             for v, x in zip(new_values(graph), hidden):
-                moving = graph.recurrence * (x - lax.stop_gradient(x))
+                moving = graph.options.recurrence * (x - lax.stop_gradient(x))
                 value = self.env[v].spread(self.k, self.batch).array
                 values[v] = Value(lax.stop_gradient(value) + moving, 2)
         cuts = graph.positions.cuts
@@ -336,7 +336,7 @@ def _equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
     """
     equations = graph.program.equations
     active, made = {*graph.old}, set()
-    if recurrent and isinstance(graph.recurrence, float):
+    if recurrent and isinstance(graph.options.recurrence, float):
         made.update(new_values(graph))
         active |= made
     active.update(s.equation.outputs[0] for s in graph.sites if not s.direct)
@@ -367,7 +367,7 @@ def _own(graph: Graph) -> Mapping[int, np.ndarray]:
         for leaf, (var, own) in zip(g.leaves, g.labels(graph.new).items()):
             label = graph.positions.forward.get(var, np.full(var.shape, UNSET))
             # What comes through the recurrence has no label.
-            by_recurrence = (label == UNSET) & (graph.recurrence == "diagonal")
+            by_recurrence = (label == UNSET) & (graph.options.recurrence == "diagonal")
             result[leaf] = np.asarray((label == own) | by_recurrence)
     return result
 

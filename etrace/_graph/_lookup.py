@@ -2,16 +2,15 @@
 
 import functools
 import warnings
-from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
 from .._model import Call, split_model
-from ._graph import Graph, MixingTails, analyse
+from ._graph import Graph, analyse
+from ._options import GraphOptions
 from ._primitives import concrete
-from ._recurrence import Recurrence
 from ._report import untraced
 
 
@@ -39,19 +38,16 @@ class _Known:
 def graph_of(
     call: Call,
     model: eqx.Module,
-    mixing_tails: MixingTails,
-    remember_all: bool,
-    recurrence: Recurrence,
+    options: GraphOptions,
 ) -> Graph:
     """The graph of `model`'s step; warns if it leaves a parameter untraced."""
-    options = (mixing_tails, remember_all, recurrence)
     _, consts, _ = split_model(model)
     known = tuple(map(_known, jax.tree.leaves(consts)))
     try:
         hash(call)
     except TypeError:  # a static field that cannot be hashed
-        return _analyse.__wrapped__(call, known, *options)
-    return _analyse(call, known, *options)
+        return _analyse.__wrapped__(call, known, options)
+    return _analyse(call, known, options)
 
 
 def _known(x) -> _Known | None:
@@ -63,10 +59,10 @@ def _known(x) -> _Known | None:
 def _analyse(
     call: Call,
     known: tuple[_Known | None, ...],
-    *options: Any,
+    options: GraphOptions,
 ) -> Graph:
     values = tuple(None if k is None else k.value for k in known)
-    graph = analyse(call, values, *options)
+    graph = analyse(call, values, options)
     message = untraced(graph)
     if message:
         warnings.warn(message, UntracedParameterWarning, stacklevel=5)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ._options import MixingTails
 from ._positions import (
     BLOCKED,
     MIXED,
@@ -19,8 +20,6 @@ from ._primitives import Kind, Primitives
 from ._program import Edge, Var
 from ._sites import Site, make_site
 
-MixingTails = Literal["now", "local"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Occurrence:
@@ -31,6 +30,12 @@ class Occurrence:
     site: int | None
     status: Literal["traced", "partly", "now", "output"]
     reason: str
+
+    def followed(self) -> "Occurrence":
+        """What becomes of it where credit takes every path."""
+        if self.status == "output":
+            return self
+        return Occurrence(self.parameters, self.edge, None, "traced", "")
 
 
 class Meetings:

@@ -6,10 +6,10 @@ from collections.abc import Collection
 import numpy as np
 
 from ._exits import Exits
+from ._options import GraphOptions
 from ._positions import Group, Positions
 from ._primitives import Kind, Primitives
 from ._program import Var
-from ._recurrence import Recurrence
 from ._sites import Site
 
 
@@ -42,13 +42,13 @@ class Memory:
         exits: Exits,
         old: tuple[Var, ...],
         new: tuple[Var, ...],
-        recurrence: Recurrence,
+        options: GraphOptions,
         diagonals: Collection[int],
     ):
         self.primitives = primitives
         self.positions = positions
         self.new = new
-        self.recurrence = recurrence
+        self.options = options
         self.diagonals = diagonals
         n_equations = len(primitives.program.equations)
         self.depends: dict[tuple[int, int], bool] = {}
@@ -91,7 +91,7 @@ class Memory:
 
     def coupling(self, group: Group) -> np.ndarray:
         """Whether component i depends on j of the step before, [i, j]."""
-        if isinstance(self.recurrence, float):
+        if isinstance(self.options.recurrence, float):
             return np.eye(group.components, dtype=bool)
         pairs = [[self.depends[i, j] for j in group.leaves] for i in group.leaves]
         return np.array(pairs, bool)
@@ -102,7 +102,6 @@ class Memory:
         index: int,
         group: int,
         positions: np.ndarray,
-        remember_all: bool,
     ) -> TraceSpec:
         g = self.positions.groups[group]
         reached = self._reached(set(sites[index].equation.outputs), cut=False)
@@ -112,7 +111,8 @@ class Memory:
             if more <= leaves:
                 break
             leaves |= more
-        if not remember_all:
+        constant = isinstance(self.options.recurrence, float)
+        if not (self.options.remembers_all or constant):
             leaves = {
                 k
                 for k in leaves

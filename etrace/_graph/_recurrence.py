@@ -7,7 +7,6 @@ whole derivative of the state by the state.
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,6 @@ from ._positions import BLOCKED, MIXED, UNSET, Positions
 from ._primitives import Kind, Primitives
 from ._program import Equation, Var
 from ._sites import LinearForm, linear_form
-
-#: `"cut"`; `"diagonal"`: the recurrence's own diagonal is kept, ∂h_p/∂h_p through the
-#: mixing operations; a number: ∂h_t/∂h_{t-1} is this number, for groups of one number
-#: a position.
-Recurrence = Literal["cut", "diagonal"] | float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ class Report:
 
     @property
     def nbytes(self) -> int:
-        return sum(map(_nbytes, jax.tree.leaves(self.trace)))
+        return _nbytes(self.trace)
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -141,6 +141,8 @@ class Report:
         return table(["group", "state leaves", "positions", "numbers each"], rows)
 
     def _cut_lines(self) -> list[str]:
+        if self.graph.options.follows_all:
+            return []
         equations = self.graph.program.equations
         positions = self.graph.positions
         lines = [
@@ -203,8 +205,9 @@ def human_bytes(n: int) -> str:
     return f"{size:.3g} GB"
 
 
-def _nbytes(x: Any) -> int:
-    return math.prod(x.shape) * x.dtype.itemsize
+def _nbytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def _shape(shape: Sequence[int]) -> str:

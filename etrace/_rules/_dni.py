@@ -45,6 +45,7 @@ class DNI(WrappingRule):
     synthesiser: eqx.Module
     inner: ETraceVjpAlgorithm
     window: int | None = eqx.field(static=True)
+    rule: Rule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -66,6 +67,22 @@ class DNI(WrappingRule):
         self.synthesiser = synthesiser
         self.inner = make_inner(rule, model, vjp_method, **options)
         self.window = window
+        self.rule = rule
+
+    def fitted(self, synthesiser: eqx.Module, window: int) -> "DNI":
+        """The same algorithm with another synthesiser, for windows of this length."""
+        return DNI(
+            self.model,
+            self.name,
+            self.vjp_method,
+            synthesiser=synthesiser,
+            rule=self.rule,
+            window=window,
+            batched=self.batched,
+            trace_dtype=self.trace_dtype,
+            hidden_filter=self.hidden_filter,
+            mixing_tails=self.mixing_tails,
+        )
 
     def _gradients(
         self, trace: Trace, ran: Ran, cotangents: tuple[PyTree, PyTree | None]

@@ -7,6 +7,7 @@ this is Σ_t B_t · ε_{t-1}, the boundary signal times the trace of the state.
 """
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
-from .._graph import Graph, Recurrence, take
+from .._graph import Graph, GraphOptions, Recurrence, take
 from .._window import Window
 from . import _per_parameter as per_parameter
 from ._emitted import Emitted
@@ -40,6 +41,10 @@ class PerParameterRule(ETraceVjpAlgorithm):
     def _emitted(self, graph: Graph) -> Emitted | None:
         """The filtered exits, None for none."""
         return None
+
+    def _graph_options(self) -> GraphOptions:
+        options = super()._graph_options()
+        return dataclasses.replace(options, recurrence=self._recurrence())
 
     # ------------------------------------------------------------------------ the trace
 

@@ -65,9 +65,6 @@ class RFLO(PerParameterRule):
     def _recurrence(self) -> Recurrence:
         return self.leak
 
-    def _remembers_all(self) -> bool:
-        return True
-
     def _learning_signals(
         self, window: Window, signals: LearningSignals
     ) -> LearningSignals:

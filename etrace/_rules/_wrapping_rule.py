@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, Options, Trace, VjpMethod
 from .._backward import LearningSignals
-from .._graph import Graph, Recurrence
+from .._graph import Graph, GraphOptions
 from .._window import Window
 
 Rule = Callable[..., ETraceVjpAlgorithm]
@@ -25,11 +25,8 @@ class WrappingRule(ETraceVjpAlgorithm):
     # Not one made of the fields, as for any dataclass.
     __init__ = ETraceVjpAlgorithm.__init__
 
-    def _recurrence(self) -> Recurrence:
-        return self.inner._recurrence()
-
-    def _remembers_all(self) -> bool:
-        return self.inner._remembers_all()
+    def _graph_options(self) -> GraphOptions:
+        return self.inner._graph_options()
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         return self.inner._init_etrace_data(graph, batch)
