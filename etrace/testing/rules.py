@@ -287,8 +287,7 @@ class RFLO(AbstractRule):
         return jnp.zeros_like(o.i)
 
     def advance(self, trace: Matrix, o: Observation) -> tuple[Matrix, Matrix]:
-        around = o.e - o.through @ o.d
-        e = self.leak * o.through + around
+        e = self.leak * o.through + (o.e - o.through @ o.d)
         return e @ trace + o.j, self.leak * trace + o.i
 
     def signal(self, o: Observation) -> Float[Array, " U"]:
