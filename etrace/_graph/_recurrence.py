@@ -48,6 +48,7 @@ class Diagonal:
         entries = mapped(self.entries, held)(*(o.array for o in held))
         total = known.array
         for source, entry in zip(self.sources, entries, strict=True):
+            entry = entry if entry.ndim == 2 else entry[None]
             part = jnp.where(source >= 0, entry * take(moving, source), 0)
             total = total + part.reshape(total.shape)
         return Value(total, known.depth)

@@ -147,14 +147,14 @@ class Emitted:
         for value, mask in zip(values, masks, strict=True):
             fading = jnp.repeat(jnp.asarray(powers, value.dtype), batch)
             fading = fading.reshape(-1, *(1,) * mask.ndim)
-            result.append(fading * jnp.asarray(mask, value.dtype))
+            result.append(fading * jnp.asarray(mask[None], value.dtype))
         return result
 
 
 def _backwards(signal: Array, mask: np.ndarray, kappa: float, k: int) -> Array:
     """λ̃_t = λ_t + κ λ̃_{t+1} at the elements of the mask, else λ_t."""
     steps = signal.reshape(k, -1, *signal.shape[1:])
-    fading = jnp.asarray(np.where(mask, kappa, 0.0), signal.dtype)
+    fading = jnp.asarray(np.where(mask, kappa, 0.0)[None], signal.dtype)
 
     def step(later, now):
         now = now + fading * later

@@ -117,7 +117,8 @@ class FactoredRule(ETraceVjpAlgorithm):
         decay = self.decays[1]
         before = self._f_traces(trace.f, window, t)[:-1]
         past = _sum(jnp.moveaxis(boundary * before, 2, 0), 0)
-        steps = trace.steps + 1 + jnp.arange(window.length)[:, None]
+        new = jnp.arange(1, window.length + 1, dtype=jnp.int32)
+        steps = trace.steps[None] + new[:, None]
         total = decay * past + (1 - decay) * now.astype(past.dtype)
         return total / _as_column(self._correction(steps), total)
 
