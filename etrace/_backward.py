@@ -162,20 +162,28 @@ def _single_step(
         at_states = [x for g, a in pairs if g in complete for x in local.to_new(g, a)]
         of_values, of_reads = _at_sites(window.graph, at_sites)
 
-        def edge(at: Edge, value: Value) -> Value:
-            if at not in of_reads:
-                return value
-            adjoint = of_reads[at]
-            return Value(inject(wide(value, adjoint.shape[1:]), adjoint), 2)
-
         def read_and_kept(params):
+            injected = []
+
+            def edge(at: Edge, value: Value) -> Value:
+                if at not in of_reads:
+                    return value
+                adjoint = of_reads[at]
+                injected.append(inject(wide(value, adjoint.shape[1:]), adjoint))
+                return Value(injected[-1], 2)
+
             results, env = read(params, held, edge, of_values)
             region = dataclasses.replace(local, env=env)
             groups = [g for g, _ in pairs if g in complete]
-            return results, [x for g in groups for x in region.new_state(g)]
+            kept = [x for g in groups for x in region.new_state(g)]
+            # What the loss of the step does not see has a cotangent all the same.
+            equations = window.graph.program.equations
+            injected += [env[equations[i].outputs[0]].array for i in of_values]
+            return results, kept, injected
 
-        _, pull = jax.vjp(read_and_kept, window.params)
-        return pull((inexact(cotangents), at_states))[0]
+        (_, _, injected), pull = jax.vjp(read_and_kept, window.params)
+        none = list(map(jnp.zeros_like, injected))
+        return pull((inexact(cotangents), at_states, none))[0]
 
     def at_states():
         def of_states(hidden):

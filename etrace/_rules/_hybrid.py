@@ -23,7 +23,8 @@ class HybridDRTRL(FactoredRule):
     the two factors of [`etrace.ESDRTRL`][]:
 
     - by default whichever is smaller;
-    - those named by `factored` in two factors, the others per parameter;
+    - those named by `factored` in two factors, the others per parameter (and weights
+        that are used element by element: nothing would be saved);
     - with `max_bytes`, per parameter as long as everything fits: sites are factored in
         the order of the bytes this saves, most first.
 
@@ -82,7 +83,7 @@ class HybridDRTRL(FactoredRule):
     def _is_named(self, graph: Graph, t: int) -> bool:
         site = graph.traces[t].site
         own = [p for o in graph.occurrences if o.site == site for p in o.parameters]
-        return any(self.factored[p] for p in own)
+        return not graph.sites[site].direct and any(self.factored[p] for p in own)
 
 
 def _within(budget: int, whole: Sequence[int], small: Sequence[int]) -> list[bool]:

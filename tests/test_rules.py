@@ -1,0 +1,89 @@
+"""Every rule against its dense reference, on random networks."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etrace
+import etrace.testing as et
+
+from .helpers import examples, fresh_caches
+from .rules import RULES, Rule
+
+TOLERANCE = 1e-9
+LENGTH = 4
+REFERRED = {name: rule for name, rule in RULES.items() if rule.reference is not None}
+
+
+def gradient(rule: Rule, problem: et.Problem, method: str, window: int) -> Any:
+    """The rule's gradient of a problem, by the driver."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+        algorithm = rule.make(problem.model, vjp_method=method)
+        state = algorithm.init(*(x[0] for x in arguments(problem)))
+    if problem.state is not None:
+        start = eqx.partition(problem.state, eqx.is_inexact_array)
+        state = (*jax.tree.map(jnp.copy, start), state[2])
+    driver = etrace.value_and_grad(problem.loss_fn, window=window, reduction="sum")
+    more = {"modulator": modulator()} if rule.modulated else {}
+    data = (problem.inputs, problem.targets, problem.mask)
+    return driver(algorithm, state, *data, **more)[1]
+
+
+def arguments(problem: et.Problem) -> tuple[Any, ...]:
+    inputs = problem.inputs
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def modulator() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=LENGTH))
+
+
+def refused(name: str, problem: et.Problem) -> bool:
+    """OSTL has no diagonal to keep where a recurrence is not one product."""
+    if name != "OSTL":
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+            etrace.OSTL(problem.model).graph(*(x[0] for x in arguments(problem)))
+    except ValueError as error:
+        assert "diagonal" in str(error)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", et.CELLS)
+@hypothesis.settings(max_examples=examples(ci=3, thorough=20))
+@hypothesis.given(data=st.data())
+def test_every_rule_equals_its_dense_reference(kind: str, data: st.DataObject):
+    others = ["leaky", "lif", "gru"]
+    specs = et.net_specs(kinds=[kind, *others], max_layers=2)
+    specs = specs.filter(lambda spec: spec.layers[0].kind == kind)
+    problem = data.draw(et.problems(specs=specs, lengths=st.just(LENGTH)))
+    window = data.draw(st.sampled_from([1, 2, 3]))
+    fresh_caches(1)
+    _, now = problem.truncated(window=1)
+    for name, rule in REFERRED.items():
+        if not rule.fits(problem.model.spec) or refused(name, problem):
+            continue
+        method = data.draw(st.sampled_from(rule.methods))
+        options = {"modulator": modulator()} if rule.modulated else {}
+        _, expected = problem.reference(
+            rule.reference, vjp_method=method, window=window, **options
+        )
+        got = gradient(rule, problem, method, window)
+        distance = et.gradient_distance(got, expected)
+        assert distance < TOLERANCE, (name, method, window, float(distance))
+        hypothesis.event(f"{name}: past {_rough(et.gradient_distance(expected, now))}")
+
+
+def _rough(share: Any) -> str:
+    return "none" if share < 1e-6 else "little" if share < 1e-2 else "much"
