@@ -21,6 +21,7 @@ from ._rules import (
     EProp as EProp,
     HybridDRTRL as HybridDRTRL,
     PPProp as PPProp,
+    SnAp as SnAp,
     ThreeFactor as ThreeFactor,
 )
 from ._sequence import (

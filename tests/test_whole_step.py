@@ -311,6 +311,17 @@ def test_the_key_is_kept_with_the_trace(rule: Any):
 
 
 @pytest.mark.parametrize("rule", RANDOM)
+def test_a_key_can_be_used_again(rule: Any):
+    """Though a driver writes over the memory of the state it is given."""
+    key, x = jax.random.PRNGKey(0), jnp.ones((4, 2))
+    algorithm = rule(ComplexNet(), key=key)
+    driver = etrace.value_and_grad(et.squared_error, window=2)
+    first, second = (driver(algorithm, algorithm.init(x[0]), x, x)[1] for _ in "12")
+    assert eqx.tree_equal(first, second)
+    assert not key.is_deleted()
+
+
+@pytest.mark.parametrize("rule", RANDOM)
 @pytest.mark.parametrize(
     "key", [0, None, jnp.zeros(3), jax.random.split(jax.random.key(0))]
 )
@@ -341,6 +352,47 @@ def test_traces_are_stored_as_asked(rule: Any, model: Any, batched: bool):
         sizes.append(sum(a.nbytes for a in stored))
         assert all(jnp.isfinite(a).all() for a in stored if eqx.is_inexact_array(a))
     assert sizes[1] < 0.7 * sizes[0]
+
+
+@pytest.mark.parametrize("rule", WHOLE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_computes_in_the_precision_of_the_model(rule: Any, dtype: str):
+    problem = et.make_problem(LIGHT, length=4, dtype=jnp.dtype(dtype))
+    driver = etrace.value_and_grad(problem.loss_fn, window=2, carry=False)
+    algorithm = rule(problem.model, **options(rule))
+    _, grads = driver(algorithm, None, problem.inputs, problem.targets)
+    assert {x.dtype.name for x in jax.tree.leaves(grads)} == {dtype}
+    _, exact = problem.bptt(reduction="mean")
+    distance = et.gradient_distance(grads, exact)
+    assert distance < (2e-2 if rule is etrace.RTRL else 2)
+
+
+class Filtered(eqx.Module):
+    """A state and a running mean of it, which is no path for credit if filtered."""
+
+    recurrent: jax.Array
+    held: bool
+
+    def init_state(self):
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def __call__(self, state, x):
+        h, mean = state
+        known = jax.lax.stop_gradient(mean) if self.held else mean
+        h = jnp.tanh(self.recurrent @ h + x + known)
+        return h, (h, 0.9 * mean + 0.1 * h)
+
+
+@pytest.mark.parametrize("method", ["single-step", "multi-step"])
+def test_other_state_is_carried_and_never_credited(method: str):
+    weight = jnp.array([[0.5, -0.3], [0.4, 0.6]])
+    _, exact, _ = sequence(Filtered(weight, held=True))
+    online, through, _ = sequence(Filtered(weight, held=False))
+    assert et.gradient_distance(exact, through) > 1e-2
+    options = {"vjp_method": method, "hidden_filter": (True, False)}
+    algorithm = etrace.RTRL(Filtered(weight, held=False), **options)
+    for window in (1, 2):
+        assert et.gradient_distance(online(algorithm, window), exact) < TOLERANCE
 
 
 @pytest.mark.parametrize("rule", [etrace.RTRL, etrace.UORO])

@@ -21,7 +21,8 @@ from ._options import (
     MixingTails as MixingTails,
     Recurrence as Recurrence,
 )
-from ._program import Edge as Edge
+from ._program import Edge as Edge, Var as Var
+from ._reach import positions_of as positions_of, reach as reach
 from ._report import Report as Report
 from ._steps import (
     Rolled as Rolled,

@@ -9,5 +9,6 @@ from ._otpe import OTPE as OTPE
 from ._ottt import OTTT as OTTT
 from ._rflo import RFLO as RFLO
 from ._rtrl import RTRL as RTRL
+from ._snap import SnAp as SnAp
 from ._three_factor import ThreeFactor as ThreeFactor
 from ._uoro import UORO as UORO

@@ -11,13 +11,7 @@ from .._backward import LearningSignals
 from .._graph import Graph
 from .._window import Window
 from ._random import RandomRule
-from ._whole_step import (
-    At,
-    WholeStep,
-    forwards,
-    state_size,
-    stored_dtype,
-)
+from ._whole_step import At, WholeStep, forwards, state_size, stored_dtype
 
 
 class _Factors(eqx.Module):
@@ -38,15 +32,16 @@ class KFRTRL(RandomRule):
     With z[b, p, o] = Σ_c x[b, p, c] w[b, o, c] at a site (see `etrace.Window`), the
     influence of w on the N numbers of the state is M = ∂h/∂w ≈ A ⊗ u, [N, b, o] times
     [b, c]. With J = ∂h_t/∂h_{t-1} and F = ∂h_t/∂z by all paths, and independent random
-    signs s₀ and s_p,
+    signs s_p at every step,
 
-        A_t = s₀/ρ₀ J A_{t-1} + 1/ρ₁ Σ_p s_p F_p
-        u_t = s₀ ρ₀ u_{t-1}   +   ρ₁ Σ_p s_p x_p
+        A_t = J A_{t-1} / ρ₀ + Σ_p s_p F_p / ρ₁
+        u_t = ρ₀ u_{t-1}     + ρ₁ Σ_p s_p x_p
         dL_t/dw ≈ ∂L_t/∂w + (∂L_t/∂h_{t-1} · A_{t-1}) ⊗ u_{t-1}
 
-    because the products of two different signs vanish on average. The variance is least
-    with ρ₀² = |J A| / |u| and ρ₁² = |Σ s_p F_p| / |Σ s_p x_p|, for each b. Where c = 1,
-    as in biases and gains, M = A needs no signs and is exact. Examples of a batch draw
+    because a sign, or the product of two different ones, vanishes on average. (The
+    paper's sign of the first terms drops out of A ⊗ u.) The variance is least with
+    ρ₀² = |J A| / |u| and ρ₁² = |Σ s_p F_p| / |Σ s_p x_p|, for each b. Where c = 1, as
+    in biases and gains, M = A needs no signs and is exact. Examples of a batch draw
     signs of their own; under `jax.vmap`, give each a key of its own.
 
     Memory: batch × sites × (N × b × o + b × c). Weights that enter by no traced site
@@ -113,13 +108,12 @@ class KFRTRL(RandomRule):
                 sites.append(_Factors(moved + new.astype(dtype), None))
                 continue
             b, p, _ = x.shape
-            sign = self._signs(now[s], (b, 1 + p), dtype)
-            new = _at_site(step, at, s, sign[:, 1:]).astype(dtype)
-            x = jnp.einsum("bp,bpc->bc", sign[:, 1:], x.astype(dtype))
-            s0 = sign[:, 0]
+            sign = self._signs(now[s], (b, p), dtype)
+            new = _at_site(step, at, s, sign).astype(dtype)
+            x = jnp.einsum("bp,bpc->bc", sign, x.astype(dtype))
             r0, r1 = _ratio(moved, old.input), _ratio(new, x)
-            state = moved * (s0 / r0)[None, :, None] + new / r1[None, :, None]
-            u = old.input * (s0 * r0)[:, None] + x * r1[:, None]
+            state = moved / r0[None, :, None] + new / r1[None, :, None]
+            u = old.input * r0[:, None] + x * r1[:, None]
             sites.append(_Factors(state, u))
         return _Kronecker(key, tuple(sites))
 

@@ -18,13 +18,13 @@ class RandomRule(WholeStepRule):
     """A rule with a key."""
 
     key: Array  # the numbers of it
-    key_kind: str = eqx.field(static=True)
+    key_kind: Any = eqx.field(static=True)
 
     def __init__(self, model: eqx.Module, *args: Any, key: Any, **options: Any):
         super().__init__(model, *args, **options)
         try:
             jax.random.split(key)  # refuses several keys, and other numbers
-            self.key_kind = str(jax.random.key_impl(key))
+            self.key_kind = jax.random.key_impl(key)
             self.key = jax.random.key_data(key)
         except (TypeError, ValueError, AttributeError) as error:
             raise TypeError(
@@ -34,7 +34,8 @@ class RandomRule(WholeStepRule):
 
     def _first_keys(self, batch: int | None) -> Array:
         """The key of every example."""
-        return self.key if batch is None else self._split(self.key, batch)
+        # A copy, because a driver writes over the state that it is given.
+        return self.key.copy() if batch is None else self._split(self.key, batch)
 
     def _split(self, numbers: Array, n: int) -> Array:
         """n new keys."""

@@ -13,12 +13,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, Trace
 from .._backward import LearningSignals
-from .._graph import Edge, Env, Graph, Value, run
+from .._graph import Edge, Env, Graph, Value, Var, positions_of, run
 from .._window import Window
 from ._per_parameter import wider
 
@@ -43,10 +44,11 @@ class WholeStep:
     def env(
         self,
         at: At,
+        wanted: tuple[Var, ...],
         params: Sequence[Array] = (),
-        shifts: Mapping[int, Array] = {},  # noqa: B006 (read only)
+        edge: Callable[[Edge, Value], Value] = lambda edge, value: value,
     ) -> Env:
-        """All values that the new state needs, see `new_state`."""
+        """The values that are wanted, and those that they need, see `new_state`."""
         graph = self.graph
         leaves, treedef = jax.tree.flatten(self.window.params)
         for i, p in zip(graph.reaching, params):
@@ -55,8 +57,7 @@ class WholeStep:
         data = (*graph.old, *graph.inputs["other"], *graph.inputs["inputs"])
         values = (*_leaves(graph, at.hidden), *at.other, *at.inputs)
         env.update((v, Value(x, 0)) for v, x in zip(data, values, strict=True))
-        edge = _shifted(graph, shifts)
-        return run(graph.program, env, _equations(graph), edge=edge)
+        return run(graph.program, env, _equations(graph, wanted), edge=edge)
 
     def new_state(
         self,
@@ -75,12 +76,13 @@ class WholeStep:
         """
         if hidden is not None:
             at = At(hidden, at.other, at.inputs)
-        env = self.env(at, params, shifts)
-        return vector([env[v].array for v in self.graph.new], 0)
+        graph = self.graph
+        env = self.env(at, graph.new, params, _shifted(graph, shifts))
+        return vector([env[v].array for v in graph.new], 0)
 
     def local_inputs(self, at: At) -> list[Array]:
         """What every site reads, x [b, p, c]."""
-        env, result = self.env(at), []
+        env, result = self.env(at, self.graph.new), []
         for site in self.graph.sites:
             operands = [] if site.direct else [env[v] for v in site.equation.inputs]
             result.append(site.form.local_input(*(o.array for o in operands)))
@@ -106,6 +108,43 @@ class WholeStep:
         )
         by_state, by_sites = jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))
         return by_state, list(by_sites.values())
+
+    def from_exits(self, at: At, signals: Sequence[Array]) -> Array:
+        """Σ_e λ_e ∂e/∂h_{t-1} over the exits e of each position, [positions, N].
+
+        `signals` hold λ for every edge. Only paths within the position's own group
+        count: they end at exits, and lead through its recurrence.
+        """
+        graph = self.graph
+        exits = graph.exits.open
+
+        def leaving(hidden: Array) -> list[Array]:
+            found = {}
+
+            def edge(where: Edge, value: Value) -> Value:
+                if where not in exits:
+                    return value
+                found[where] = value = value.widen(exits[where].shape)
+                stopped = lax.stop_gradient(value.array)
+                return Value(jnp.where(exits[where] >= 0, stopped, value.array), 0)
+
+            wanted = tuple(map(graph.program.operand, exits))
+            env = self.env(At(hidden, at.other, at.inputs), wanted, edge=edge)
+            for where in exits:  # the outputs are read by no equation
+                if where not in found:
+                    edge(where, env[graph.program.operand(where)])
+            return [found[where].array for where in exits]
+
+        _, pull = jax.vjp(leaving, at.hidden)
+        position = positions_of(graph)
+        each = np.arange(position.max(initial=-1) + 1)
+        at_position = [
+            jnp.where(label == each.reshape(-1, *(1,) * label.ndim), x[None], 0)
+            for label, x in zip(exits.values(), signals, strict=True)
+        ]
+        (result,) = jax.vmap(pull)(at_position)
+        group = graph.positions.group_of
+        return jnp.where(group(each)[:, None] == group(position), result, 0)
 
     # -------------------------------------------------------- of all steps and examples
 
@@ -271,9 +310,9 @@ def _shifted(
 
 
 @functools.lru_cache(maxsize=256)
-def _equations(graph: Graph) -> tuple[int, ...]:
-    """The equations that the new state needs; none that only acts (a print)."""
-    needed, result = set(graph.new), []
+def _equations(graph: Graph, wanted: tuple[Var, ...]) -> tuple[int, ...]:
+    """The equations that these values need; none that only acts (a print)."""
+    needed, result = set(wanted), []
     for i, e in reversed(list(enumerate(graph.program.equations))):
         if any(v in needed for v in e.outputs):
             needed.update(e.inputs)
