@@ -1,4 +1,4 @@
-"""Every learning rule once: a new rule joins all contract tests by one line in `RULES`."""
+"""Every learning rule: a new one joins all contract tests by one line in `RULES`."""
 
 import dataclasses
 import functools
@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "RTRL": Rule(etrace.RTRL),
     "UORO": Rule(_part(etrace.UORO, key=KEY)),
     "KFRTRL": Rule(_part(etrace.KFRTRL, key=KEY)),
+    "SnAp": Rule(_part(etrace.SnAp, n=2), references.SnAp(2)),
     "ThreeFactor": Rule(
         etrace.ThreeFactor,
         references.ThreeFactor(references.DRTRL()),

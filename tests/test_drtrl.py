@@ -180,3 +180,14 @@ def test_gradients_of_the_model_are_eqx_filtered():
     _, grads = gradient_by_windows(etrace.DRTRL, problem, "single-step")((3,))
     params = eqx.filter(problem.model, eqx.is_inexact_array)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
+
+
+def test_a_layer_that_only_later_steps_read():
+    """Its traced weights reach no loss of their own step, beside an untraced encoder
+    that does not let its adjoints go the way of the loss."""
+    layers = (et.LayerSpec("gru", 2), et.LayerSpec("lif", 2, delayed=True))
+    problem = et.make_problem(et.NetSpec(layers, encoder=True), length=4)
+    _, expected = problem.dense()
+    gradient = gradient_by_windows(etrace.DRTRL, problem, "single-step")
+    for split in ((1,) * 4, (4,)):
+        assert et.gradient_distance(gradient(split)[1], expected) < TOLERANCE

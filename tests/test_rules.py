@@ -61,7 +61,7 @@ def refused(name: str, problem: et.Problem) -> bool:
 
 
 @pytest.mark.parametrize("kind", et.CELLS)
-@hypothesis.settings(max_examples=examples(ci=3, thorough=20))
+@hypothesis.settings(max_examples=examples(ci=1, thorough=20))
 @hypothesis.given(data=st.data())
 def test_every_rule_equals_its_dense_reference(kind: str, data: st.DataObject):
     others = ["leaky", "lif", "gru"]

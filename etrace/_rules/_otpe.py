@@ -121,15 +121,17 @@ class OTPE(PerParameterRule):
             total = factored.outer(delta, now.z)
             if at_own[t] is not None:
                 total = total - factored.outer(at_own[t], x)
-                total = total + factored.outer(at_others[t], now.x - x)
+                seen = now.x - x.astype(now.x.dtype)
+                total = total + factored.outer(at_others[t], seen)
             past.append(total)
         return signals.gradients(past)
 
     def _delta(self, now, t, window, emitted, signals) -> Array:
         """Σ over filtered exits of the signal times ḡ, [k, batch, b, p, o]."""
         spec = window.graph.traces[t]
-        weight = now.weight.reshape(*window.size, *(1,) * spec.positions.ndim)
         total = jnp.zeros((*window.size, *spec.positions.shape), now.g.dtype)
+        weight = now.weight.reshape(*window.size, *(1,) * spec.positions.ndim)
+        weight = weight.astype(total.dtype)
         for n, component in enumerate(emitted.components[spec.group]):
             signal = emitted.at_positions(component, signals)
             signal = take(signal, spec.positions).reshape(total.shape)

@@ -80,6 +80,8 @@ class OTTT(ETraceVjpAlgorithm):
                 past.append(None)
                 continue
             later = factored.later(now, self.leak)
-            inside = factored.outer(later - now, window.input_of_result(t))
+            inside = factored.outer(
+                later - now.astype(later.dtype), window.input_of_result(t)
+            )
             past.append(inside + factored.outer(self.leak * later[0], x))
         return signals.gradients(past)

@@ -1,0 +1,240 @@
+"""What every rule keeps: each rule of `RULES` takes every test here."""
+
+import io
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etrace
+import etrace.testing as et
+from etrace import MultiStepData
+
+from .helpers import fresh_caches
+from .rules import RULES, Rule
+
+SPEC = et.NetSpec((et.LayerSpec("leaky", 3), et.LayerSpec("lif", 2)), readout="linear")
+LENGTH, BATCH = 5, 2
+every_rule = pytest.mark.parametrize("name", RULES)
+# Variants that differ only in the gradient.
+VARIANTS = ("ThreeFactor of ESDRTRL", "EProp, random feedback")
+each_rule = pytest.mark.parametrize("name", [n for n in RULES if n not in VARIANTS])
+
+
+def setup(name: str, dtype: Any = None, batch: int | None = None) -> tuple:
+    """(rule, problem, algorithm)."""
+    fresh_caches(4)
+    rule = RULES[name]
+    problem = et.make_problem(SPEC, length=LENGTH, batch=batch, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+        algorithm = rule.make(problem.model, batched=batch is not None)
+    return rule, problem, algorithm
+
+
+def modulator(rule: Rule, dtype: Any = None) -> dict[str, Any]:
+    values = np.random.default_rng(1).normal(size=LENGTH)
+    return {"modulator": jnp.asarray(values, dtype)} if rule.modulated else {}
+
+
+def driver(problem: et.Problem, window: int, carry: bool = False) -> Any:
+    loss = problem.loss_fn
+    if problem.batch is not None:
+        loss = lambda y, t: jnp.sum(jax.vmap(problem.loss_fn)(y, t))  # noqa: E731
+    return etrace.value_and_grad(loss, window=window, reduction="sum", carry=carry)
+
+
+@every_rule
+def test_windows_are_steps(name: str):
+    rule, problem, algorithm = setup(name)
+    data = (problem.inputs, problem.targets)
+    grads = [
+        driver(problem, k)(algorithm, None, *data, **modulator(rule))[1] for k in (1, 3)
+    ]
+    assert et.gradient_distance(grads[1], grads[0]) < 1e-10
+    _, now = problem.truncated(window=1)
+    assert et.gradient_distance(grads[0], now) > 1e-3
+
+
+@every_rule
+def test_a_batch_is_its_examples(name: str):
+    rule, problem, algorithm = setup(name, batch=BATCH)
+    state = algorithm.init(problem.inputs[0])
+    data = (problem.inputs, problem.targets)
+    together = driver(problem, 2)(algorithm, copied(state), *data, **modulator(rule))[1]
+    single = rule.make(problem.model)
+    total = None
+    for i in range(BATCH):
+        example = jax.tree.map(lambda x: x[i], state)  # noqa: B023
+        data = (problem.inputs[:, i], problem.targets[:, i])
+        grads = etrace.value_and_grad(
+            problem.loss_fn, window=2, reduction="sum", carry=False
+        )(single, example, *data, **modulator(rule))[1]
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert et.gradient_distance(together, total) < 1e-10
+
+
+def copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@each_rule
+def test_low_precision(name: str):
+    rule, problem, algorithm = setup(name)
+    _, exact = gradient(rule, problem, algorithm)
+    rule, problem, algorithm = setup(name, jnp.bfloat16)
+    _, grads = gradient(rule, problem, algorithm)
+    params = eqx.filter(problem.model, eqx.is_inexact_array)
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
+    assert all(a.dtype == b.dtype for a, b in pairs)
+    wide = jax.tree.map(lambda x: x.astype(float), grads)
+    if name not in ("UORO", "KFRTRL"):  # their signs are drawn otherwise
+        assert et.gradient_distance(wide, exact) < 0.1
+
+
+def gradient(rule: Rule, problem: et.Problem, algorithm: Any, window: int = 2) -> Any:
+    data = (problem.inputs, problem.targets)
+    more = modulator(rule, problem.targets.dtype)
+    return driver(problem, window)(algorithm, None, *data, **more)
+
+
+@each_rule
+def test_traces_in_low_precision(name: str):
+    rule, problem, _ = setup(name)
+    data = (problem.inputs, problem.targets)
+    algorithm = rule.make(problem.model, trace_dtype=jnp.bfloat16)
+    _, exact = driver(problem, 1)(
+        rule.make(problem.model), None, *data, **modulator(rule)
+    )
+    _, grads = driver(problem, 1)(algorithm, None, *data, **modulator(rule))
+    assert 0 < et.gradient_distance(grads, exact) < 0.05
+    *_, trace = algorithm.init(problem.inputs[0])
+    stored = {x.dtype for x in jax.tree.leaves(trace) if x.ndim > 1}
+    assert jnp.dtype(jnp.bfloat16) in stored
+
+
+@each_rule
+def test_jit_vmap_and_scan(name: str):
+    rule, problem, algorithm = setup(name)
+    extra = {"modulator": jnp.asarray(0.5)} if rule.modulated else {}
+    xs = problem.inputs
+
+    def gradient(algorithm, state, x, target):
+        def loss(algorithm):
+            outputs, *new = algorithm.update(*state, x, **extra)
+            return problem.loss_fn(outputs, target), tuple(new)
+
+        grads, state = eqx.filter_grad(loss, has_aux=True)(algorithm)
+        return grads.model, state
+
+    state = algorithm.init(xs[0])
+    total = None
+    for x, target in zip(xs, problem.targets, strict=True):
+        grads, state = gradient(algorithm, state, x, target)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+
+    @eqx.filter_jit
+    def scanned(algorithm, state, xs, targets):
+        def step(state, data):
+            grads, state = gradient(algorithm, state, *data)
+            return state, grads
+
+        state, grads = jax.lax.scan(step, state, (xs, targets))
+        return jax.tree.map(lambda g: jnp.sum(g, axis=0), grads), state
+
+    start = algorithm.init(xs[0])
+    grads, last = scanned(algorithm, start, xs, problem.targets)
+    assert et.gradient_distance(grads, total) < 1e-10
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), (start, xs, problem.targets))
+    mapped = eqx.filter_vmap(scanned, in_axes=(None, 0, 0, 0))
+    both, _ = mapped(algorithm, *twice)
+    first = jax.tree.map(lambda x: x[1], both)
+    assert et.gradient_distance(first, total) < 1e-10
+    same = zip(jax.tree.leaves(last), jax.tree.leaves(state), strict=True)
+    assert all(np.allclose(a, b, atol=1e-10) for a, b in same)
+
+
+@each_rule
+def test_a_saved_state_goes_on_the_same(name: str):
+    rule, problem, algorithm = setup(name)
+    data = (problem.inputs, problem.targets)
+    run = driver(problem, 2, carry=True)
+    *_, state = run(algorithm, None, *data, **modulator(rule))
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, state)
+    file.seek(0)
+    like = algorithm.init(problem.inputs[0])
+    loaded = eqx.tree_deserialise_leaves(file, like)
+    results = [run(algorithm, s, *data, **modulator(rule)) for s in (state, loaded)]
+    pairs = zip(*map(jax.tree.leaves, results), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@each_rule
+def test_the_second_call_compiles_nothing(name: str, caplog):
+    rule, problem, algorithm = setup(name)
+    data = (problem.inputs, problem.targets)
+    run = driver(problem, 2, carry=True)
+    *_, state = run(algorithm, None, *data, **modulator(rule))
+    *_, state = run(algorithm, state, *data, **modulator(rule))
+    caplog.clear()
+    with jax.log_compiles():
+        run(algorithm, state, *data, **modulator(rule))
+    assert not any("Compiling" in record.message for record in caplog.records)
+
+
+@each_rule
+@pytest.mark.parametrize("batch", [None, BATCH])
+def test_reported_bytes_are_actual(name: str, batch: int | None):
+    _, problem, algorithm = setup(name, batch=batch)
+    x = problem.inputs[0]
+    *_, trace = algorithm.init(x)
+    actual = sum(leaf.nbytes for leaf in jax.tree.leaves(trace))
+    assert algorithm.graph(x).nbytes == actual > 0
+
+
+@each_rule
+def test_short_sequences(name: str):
+    rule, problem, algorithm = setup(name)
+    more = modulator(rule)
+    with pytest.raises(ValueError, match="empty sequence"):
+        driver(problem, 1)(algorithm, None, problem.inputs[:0], problem.targets[:0])
+    first = jax.tree.map(lambda x: x[:1], (problem.inputs, problem.targets, more))
+    inputs, targets, more = first
+    _, grads = driver(problem, 3)(algorithm, None, inputs, targets, **more)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    if rule.modulated:
+        return
+    one = et.truncated(problem.model, problem.loss_fn, inputs, targets, window=1)
+    assert et.gradient_distance(grads, one[1]) < 1e-10
+
+
+@each_rule
+def test_methods_are_those_it_has(name: str):
+    rule, problem, _ = setup(name)
+    if "multi-step" in rule.methods:
+        algorithm = rule.make(problem.model, vjp_method="multi-step")
+        data = (problem.inputs, problem.targets)
+        _, grads = driver(problem, LENGTH)(algorithm, None, *data)
+        assert et.gradient_distance(grads, problem.bptt()[1]) < 1e-10
+    else:
+        with pytest.raises(ValueError, match="vjp_method is .*single-step"):
+            rule.make(problem.model, vjp_method="multi-step")
+
+
+@every_rule
+def test_inputs_get_their_cotangent(name: str):
+    rule, problem, algorithm = setup(name)
+    state = algorithm.init(problem.inputs[0])
+    extra = {"modulator": jnp.asarray(0.5)} if rule.modulated else {}
+
+    def loss(x):
+        outputs, *_ = algorithm.update(*state, MultiStepData(x), **extra)
+        return jnp.sum(jax.vmap(problem.loss_fn)(outputs, problem.targets))
+
+    got = jax.grad(loss)(problem.inputs)
+    assert got.shape == problem.inputs.shape and jnp.any(got != 0)
