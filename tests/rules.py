@@ -13,6 +13,8 @@ import etrace
 import etrace.testing as et
 from etrace.testing import rules as references
 
+from .toy_rule import LeakyReference, LeakyTrace
+
 BOTH = ("single-step", "multi-step")
 
 
@@ -91,6 +93,7 @@ RULES: dict[str, Rule] = {
         modulated=True,
     ),
     "DNI": Rule(_part(etrace.DNI, synthesiser=NoSynthesis()), references.DRTRL()),
+    "a toy": Rule(LeakyTrace, LeakyReference()),
     "EProp, random feedback": Rule(
         _part(etrace.EProp, kappa=0.7, feedback="random"), None, _now
     ),

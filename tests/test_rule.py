@@ -11,36 +11,7 @@ import etrace.testing as et
 from etrace import MultiStepData
 
 from .helpers import gradient_by_windows
-
-
-class LeakyTrace(etrace.ETraceVjpAlgorithm):
-    """e <- leak * e + f ⊗ x: D-RTRL for neurons that all forget at one rate."""
-
-    leak = 0.8
-
-    def _solve_weight_gradients(self, data, window, signals):
-        total = [0.0] * len(data)
-        for t, step in enumerate(window.steps()):
-            here = [b[t] for b in signals.boundary]
-            for i, e in enumerate(data):
-                b = window.at_trace(i, here, 1)
-                total[i] += jnp.einsum("Bsbpo,Bsbpoc->boc", b, e)
-            data = self._update_etrace_data(data, step)
-        return signals.gradients(total)
-
-    def _update_etrace_data(self, data, window):
-        for step in window.steps():
-            pairs = [step.immediate(i) for i in range(len(data))]
-            new = [jnp.einsum("kBsbpo,kBbpc->Bsbpoc", f, x) for f, x in pairs]
-            data = [self.leak * e + more for e, more in zip(data, new, strict=True)]
-        return data
-
-    def _get_etrace_data(self, trace):
-        return [e if self.batched else e[None] for e in trace.data]
-
-    def _assign_etrace_data(self, trace, data):
-        stored = tuple(e if self.batched else e[0] for e in data)
-        return etrace.Trace(stored, trace.graph)
+from .toy_rule import LeakyTrace
 
 
 class Leaky(eqx.Module):
