@@ -222,19 +222,22 @@ def test_a_modulator_where_none_is_expected_and_the_reverse():
         run(etrace.ThreeFactor(Instant()), None, INPUTS, TARGETS)
 
 
-class Linear(eqx.Module):
+class Affine(eqx.Module):
     """A synthesiser for one array."""
 
     weight: jax.Array
+    bias: jax.Array
 
     def __call__(self, hidden):
-        return self.weight @ hidden
+        return self.weight @ hidden + self.bias
 
 
 def test_a_synthesiser_learns_what_later_losses_say():
     model = Instant()
     algorithm = etrace.DNI(
-        model, vjp_method="multi-step", synthesiser=Linear(jnp.zeros((4, 4)))
+        model,
+        vjp_method="multi-step",
+        synthesiser=Affine(jnp.zeros((4, 4)), jnp.zeros(4)),
     )
     inputs, targets = normal(8, 3, seed=3), normal(8, 2, seed=4)
     fitted, losses = etrace.fit_synthesiser(
@@ -246,7 +249,7 @@ def test_a_synthesiser_learns_what_later_losses_say():
         window=2,
         epochs=300,
     )
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     run = etrace.value_and_grad(et.squared_error, window=4, reduction="sum")
     with pytest.raises(ValueError, match="fitted for windows of 2 steps"):
         run(fitted, None, inputs, targets)
