@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+import etrace
+
 from . import peer, report
 from .measure import copy_speed, interleaved
-from .methods import Method, Problem, bptt, drtrl, vmapped
+from .methods import Method, Problem, bptt, online, vmapped
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "pages" / "benchmarks"
 
@@ -28,32 +30,40 @@ Choice = Callable[[Problem], Method]
 
 
 def windows(*sizes: int) -> dict[str, Choice]:
-    return {f"window {w}": lambda p, w=w: drtrl(p, w) for w in sizes}
+    return {f"window {w}": lambda p, w=w: online(p, w) for w in sizes}
 
 
 REFERENCE: dict[str, Choice] = {"BPTT": bptt}
 WHOLE: dict[str, Choice] = {
-    "one window, no trace kept": lambda p: drtrl(p, p.steps, carry=False)
+    "one window, no trace kept": lambda p: online(p, p.steps, carry=False)
 }
 EVERYTHING: dict[str, Choice] = {
     **REFERENCE,
     "BPTT, checkpointed": lambda p: bptt(p, checkpoint=True),
     **WHOLE,
     **windows(100, 25, 10, 1),
-    "window 25, bfloat16": lambda p: drtrl(p, 25, dtype=jnp.bfloat16),
-    "window 1, bfloat16": lambda p: drtrl(p, 1, dtype=jnp.bfloat16),
-    "window 25, multi-step": lambda p: drtrl(p, 25, vjp_method="multi-step"),
+    "window 25, bfloat16": lambda p: online(p, 25, dtype=jnp.bfloat16),
+    "window 1, bfloat16": lambda p: online(p, 1, dtype=jnp.bfloat16),
+    "window 25, multi-step": lambda p: online(p, 25, vjp_method="multi-step"),
+}
+FACTORED: dict[str, Choice] = {
+    f"ESDRTRL, window {w}": lambda p, w=w: online(p, w, rule=etrace.ESDRTRL)
+    for w in (100, 1)
 }
 VMAPPED: dict[str, Choice] = {"window 1, jax.vmap(update)": vmapped}
 PEER: dict[str, Choice] = {
     "braintrace D_RTRL": lambda p: peer_method(p, multi_step=False),
     "braintrace D_RTRL, multi-step 10": lambda p: peer_method(p, multi_step=True),
+    "braintrace pp_prop": lambda p: peer_method(
+        p, multi_step=False, rule="pp_prop", decay_or_rank=0.99
+    ),
 }
 
 
-def peer_method(problem: Problem, *, multi_step: bool) -> Method:
-    run = peer.d_rtrl(
-        problem.kind, problem.network(), problem.batch, multi_step=multi_step
+def peer_method(problem: Problem, *, multi_step: bool, **options: Any) -> Method:
+    network = problem.network()
+    run = peer.online(
+        problem.kind, network, problem.batch, multi_step=multi_step, **options
     )
     inputs, targets = problem.sequence()
     return Method(lambda: run(inputs, targets))
@@ -71,10 +81,10 @@ def full() -> list[tuple[Problem, dict[str, Choice]]]:
     for kind, hidden in (("gru", 128), ("gru", 256), ("gru", 512)):
         more = VMAPPED if hidden == 128 else {}
         problem = Problem(kind, 64, hidden, 32, 100)
-        cases.append((problem, {**EVERYTHING, **more, **other}))
+        cases.append((problem, {**EVERYTHING, **FACTORED, **more, **other}))
     for kind in ("lstm", "lif", "alif"):
         problem = Problem(kind, 64, 256, 32, 100)
-        cases.append((problem, {**EVERYTHING, **other}))
+        cases.append((problem, {**EVERYTHING, **FACTORED, **other}))
     cases += [(Problem(kind, 64, 256, 1, 100), few) for kind in ("gru", "lif")]
     cases.append((Problem("gru", 64, 256, 32, 1000), {**REFERENCE, **windows(100, 25)}))
     return cases
@@ -104,7 +114,7 @@ def compare_peer(problem: Problem, methods: Mapping[str, Method]) -> dict[str, f
     if name not in methods:
         return {}
     _, theirs = methods[name].gradient()
-    _, ours = drtrl(problem, problem.steps, carry=False).gradient()
+    _, ours = online(problem, problem.steps, carry=False).gradient()
     named = jax.tree_util.tree_leaves_with_path(ours)
     paths = {jax.tree_util.keystr(path): leaf for path, leaf in named}
     distance = lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))  # noqa: E731

@@ -73,18 +73,19 @@ def bptt(problem: Problem, *, checkpoint: bool = False) -> Method:
     return Method(lambda: run(*arguments), program)
 
 
-def drtrl(
+def online(
     problem: Problem,
     window: int,
     *,
+    rule: Callable[..., etrace.ETraceVjpAlgorithm] = etrace.DRTRL,
     carry: bool = True,
     vjp_method: Any = "single-step",
     dtype: Any = None,
 ) -> Method:
-    """`etrace.DRTRL`, going on from the last state if `carry`, else fresh."""
+    """A learning rule, going on from the last state if `carry`, else fresh."""
     inputs, targets = problem.sequence()
     options = dict(vjp_method=vjp_method, batched=True, trace_dtype=dtype)
-    algorithm = etrace.DRTRL(problem.network(), **options)
+    algorithm = rule(problem.network(), **options)
     driver = etrace.value_and_grad(models.squared_error, window=window, carry=carry)
     states = [None]
 

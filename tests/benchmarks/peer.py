@@ -1,4 +1,4 @@
-"""The networks of `models.py`, trained by `D_RTRL` of the library braintrace.
+"""The networks of `models.py`, trained by the library braintrace.
 
 The equations, the weights and the loss are the same, and so are the gradients, up to
 rounding. The layout is one that braintrace (0.2.6) differentiates correctly:
@@ -38,8 +38,14 @@ def available() -> bool:
     return importlib.util.find_spec("braintrace") is not None
 
 
-def d_rtrl(
-    kind: Kind, net: Any, batch: int, *, multi_step: bool
+def online(
+    kind: Kind,
+    net: Any,
+    batch: int,
+    *,
+    multi_step: bool,
+    rule: str = "d_rtrl",
+    **options: Any,
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, _Gradients]]:
     """A compiled function of inputs and targets, both `[time, batch, ...]`.
 
@@ -59,10 +65,11 @@ def d_rtrl(
     readout = brainstate.ParamState((net.readout.weight.T, net.readout.bias))
     learner = braintrace.compile(
         model,
-        "d_rtrl",
+        rule,
         jnp.zeros((batch, len(weights["ih0"]["weight"]))),
         batch_size=batch,
         vjp_method="multi-step" if multi_step else "single-step",
+        **options,
     )
 
     def loss(x, y):
