@@ -2,7 +2,6 @@
 RTRL."""
 
 import dataclasses
-import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +48,7 @@ def test_rtrl_is_bptt(kind: str):
     """Norms, encoders and factored weights are no exception."""
     shares = []
 
-    @hypothesis.settings(max_examples=examples(ci=2, thorough=12))
+    @hypothesis.settings(max_examples=examples(ci=1, thorough=12))
     @hypothesis.given(
         problem=et.problems(specs=of_kind(kind), lengths=st.just(5)),
         method=st.sampled_from(["single-step", "multi-step"]),
@@ -287,30 +286,6 @@ def test_every_example_draws_its_own_signs(rule: Any):
 
 
 @pytest.mark.parametrize("rule", RANDOM)
-def test_the_key_is_kept_with_the_trace(rule: Any):
-    """Going on from a saved state gives the same numbers; any kind of key will do."""
-    model = ComplexNet()
-    x = jnp.ones((4, 2))
-    for key in (
-        jax.random.key(0),
-        jax.random.PRNGKey(0),
-        jax.random.key(0, impl="rbg"),
-    ):
-        algorithm = rule(model, key=key)
-        start = algorithm.init(x[0])
-        _, *state = algorithm.update(*start, etrace.MultiStepData(x))
-        file = io.BytesIO()
-        eqx.tree_serialise_leaves(file, state)
-        file.seek(0)
-        found = eqx.tree_deserialise_leaves(file, state)
-        after = [algorithm.update(*s, x[0])[3].data for s in (state, found)]
-        assert eqx.tree_equal(*after)
-        drawn = [s.data.key for s in (start[2], state[2])]
-        assert all(k.dtype == jnp.uint32 for k in drawn)
-        assert (drawn[0] != drawn[1]).any()
-
-
-@pytest.mark.parametrize("rule", RANDOM)
 def test_a_key_can_be_used_again(rule: Any):
     """Though a driver writes over the memory of the state it is given."""
     key, x = jax.random.PRNGKey(0), jnp.ones((4, 2))
@@ -352,35 +327,6 @@ def test_traces_are_stored_as_asked(rule: Any, model: Any, batched: bool):
         sizes.append(sum(a.nbytes for a in stored))
         assert all(jnp.isfinite(a).all() for a in stored if eqx.is_inexact_array(a))
     assert sizes[1] < 0.7 * sizes[0]
-
-
-@pytest.mark.parametrize("rule", WHOLE)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_computes_in_the_precision_of_the_model(rule: Any, dtype: str):
-    problem = et.make_problem(LIGHT, length=4, dtype=jnp.dtype(dtype))
-    driver = etrace.value_and_grad(problem.loss_fn, window=2, carry=False)
-    algorithm = rule(problem.model, **options(rule))
-    _, grads = driver(algorithm, None, problem.inputs, problem.targets)
-    assert {x.dtype.name for x in jax.tree.leaves(grads)} == {dtype}
-    _, exact = problem.bptt(reduction="mean")
-    distance = et.gradient_distance(grads, exact)
-    assert distance < (2e-2 if rule is etrace.RTRL else 2)
-
-
-class Filtered(eqx.Module):
-    """A state and a running mean of it, which is no path for credit if filtered."""
-
-    recurrent: jax.Array
-    held: bool
-
-    def init_state(self):
-        return jnp.zeros(2), jnp.zeros(2)
-
-    def __call__(self, state, x):
-        h, mean = state
-        known = jax.lax.stop_gradient(mean) if self.held else mean
-        h = jnp.tanh(self.recurrent @ h + x + known)
-        return h, (h, 0.9 * mean + 0.1 * h)
 
 
 @pytest.mark.parametrize("method", ["single-step", "multi-step"])
