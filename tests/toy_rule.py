@@ -31,10 +31,14 @@ class LeakyTrace(etrace.ETraceVjpAlgorithm):
         return data
 
     def _get_etrace_data(self, trace):
-        return [e if self.batched else e[None] for e in trace.data]
+        dtypes = map(trace.graph.trace_dtype, range(len(trace.data)))
+        data = [e.astype(d) for e, d in zip(trace.data, dtypes, strict=True)]
+        return [e if self.batched else e[None] for e in data]
 
     def _assign_etrace_data(self, trace, data):
-        stored = tuple(e if self.batched else e[0] for e in data)
+        data = [e if self.batched else e[0] for e in data]
+        pairs = zip(data, trace.data, strict=True)
+        stored = tuple(e.astype(old.dtype) for e, old in pairs)
         return etrace.Trace(stored, trace.graph)
 
 
