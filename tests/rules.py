@@ -27,6 +27,7 @@ class Rule:
     - `methods`: its `vjp_method`s.
     - `single`: whether it needs one number a neuron.
     - `modulated`: whether it is given a modulator.
+    - `real`: whether it is written for real numbers alone.
     """
 
     make: Callable[..., etrace.ETraceVjpAlgorithm]
@@ -34,9 +35,13 @@ class Rule:
     methods: tuple[str, ...] = BOTH
     single: bool = False
     modulated: bool = False
+    real: bool = False
 
     def fits(self, spec: et.NetSpec) -> bool:
-        return not self.single or all(_is_single(layer.kind) for layer in spec.layers)
+        kinds = [layer.kind for layer in spec.layers]
+        if self.real and "complex_lru" in kinds:
+            return False
+        return not self.single or all(map(_is_single, kinds))
 
 
 def _is_single(kind: str) -> bool:
@@ -93,7 +98,7 @@ RULES: dict[str, Rule] = {
         modulated=True,
     ),
     "DNI": Rule(_part(etrace.DNI, synthesiser=NoSynthesis()), references.DRTRL()),
-    "a toy": Rule(LeakyTrace, LeakyReference()),
+    "a toy": Rule(LeakyTrace, LeakyReference(), real=True),
     "EProp, random feedback": Rule(
         _part(etrace.EProp, kappa=0.7, feedback="random"), None, _now
     ),

@@ -66,7 +66,7 @@ class FactoredRule(ETraceVjpAlgorithm):
                 now = _or_zero(at_exits[t], window, t)
                 delta = self._delta(trace, boundary, now, window, t)
                 delta = factored.later(delta, self.decays[0])
-                at_sites[t] = delta - now.astype(delta.dtype)
+                at_sites[t] = (delta - now.astype(delta.dtype)).astype(now.dtype)
                 past.append(factored.outer(self.decays[0] * delta[0], trace.x))
             else:
                 own = window.at_trace(t, adjoints, 1)[0]
