@@ -35,7 +35,9 @@ def environment(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     left_out = ("JAX_", "XLA_", "MPLBACKEND")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
-    return kept | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    # Jupyter, too, finds the modules beside a notebook.
+    path = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
+    return kept | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
 
 
 def test_there_are_notebooks():
