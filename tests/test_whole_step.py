@@ -329,6 +329,22 @@ def test_traces_are_stored_as_asked(rule: Any, model: Any, batched: bool):
     assert sizes[1] < 0.7 * sizes[0]
 
 
+class Filtered(eqx.Module):
+    """A state and a running mean of it, which is no path for credit if filtered."""
+
+    recurrent: jax.Array
+    held: bool
+
+    def init_state(self):
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def __call__(self, state, x):
+        h, mean = state
+        known = jax.lax.stop_gradient(mean) if self.held else mean
+        h = jnp.tanh(self.recurrent @ h + x + known)
+        return h, (h, 0.9 * mean + 0.1 * h)
+
+
 @pytest.mark.parametrize("method", ["single-step", "multi-step"])
 def test_other_state_is_carried_and_never_credited(method: str):
     weight = jnp.array([[0.5, -0.3], [0.4, 0.6]])
