@@ -41,10 +41,11 @@ class Rule:
         kinds = [layer.kind for layer in spec.layers]
         if self.real and "complex_lru" in kinds:
             return False
-        return not self.single or all(map(_is_single, kinds))
+        return not self.single or all(map(is_single, kinds))
 
 
-def _is_single(kind: str) -> bool:
+def is_single(kind: str) -> bool:
+    """Whether a neuron of this kind has one real number."""
     return et.CELLS[kind].leaves == 1 and kind != "complex_lru"
 
 
