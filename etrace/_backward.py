@@ -1,6 +1,5 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -13,7 +12,6 @@ from ._graph import (
     Adjoint,
     Edge,
     Graph,
-    LocalRegion,
     Rolled,
     Value,
     added,
@@ -77,7 +75,7 @@ class LearningSignals:
         """
         if self._start is not None:
             return self._start
-        return self._window.local.boundary(self.spatial)
+        return self._window.propagation.boundary(self.spatial)
 
     @functools.cached_property
     def at_states(self) -> list[Array]:
@@ -173,9 +171,8 @@ def _single_step(
                 return Value(injected[-1], 2)
 
             results, env = read(params, held, edge, of_values)
-            region = dataclasses.replace(local, env=env)
             groups = [g for g, _ in pairs if g in complete]
-            kept = [x for g in groups for x in region.new_state(g)]
+            kept = [x for g in groups for x in local.new_state(g, env)]
             # What the loss of the step does not see has a cotangent all the same.
             equations = window.graph.program.equations
             injected += [env[equations[i].outputs[0]].array for i in of_values]
@@ -194,7 +191,7 @@ def _single_step(
         _, pull = jax.vjp(of_states, window.rolled.hidden)
         return pull(inexact(cotangents))[0]
 
-    zeros = [jnp.zeros_like(local.exit_value(at)) for at in exits]
+    zeros = [jnp.zeros_like(window.values.exit_value(at)) for at in exits]
     _, pull = jax.vjp(shifted, held, zeros)
     inputs, spatial = pull(inexact(cotangents))
     outputs = inexact(cotangents[0])
@@ -242,7 +239,7 @@ def _multi_step(
     # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
     leaves = split_complex([jnp.conj(x) for x in jax.tree.leaves(hidden)])
     first = window.part(0, 1)
-    boundary = LocalRegion(window.graph, {}, *first.size).to_groups(leaves)
+    boundary = first.values.to_groups(leaves)
 
     def now(adjoints, more):
         signals = added(first.at_sites(adjoints) if adjoints else (), more)

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._graph import Graph, LocalRegion, Rolled, Steps, take
+from ._graph import (
+    Graph,
+    LocalRegion,
+    OwnPropagation,
+    Propagation,
+    Rolled,
+    Steps,
+    StepValues,
+    take,
+)
 from ._recursion import assembled, backwards, entries, reachable
 
 
@@ -77,7 +86,7 @@ class Window(eqx.Module):
 
         Per group, [k, batch, S (new), S (old), P].
         """
-        return self.local.jacobian()
+        return self.propagation.jacobian()
 
     def immediate(self, t: int) -> tuple[Array, Array]:
         """Of trace t: f [k, batch, components, b, p, o] and x [k, batch, b, p, c].
@@ -92,7 +101,7 @@ class Window(eqx.Module):
 
     def local_input(self, t: int) -> Array:
         """Of trace t: what its site reads, x [k, batch, b, p, c]."""
-        return self.local.local_input(self.graph.traces[t].site)
+        return self.values.local_input(self.graph.traces[t].site)
 
     def input_of_result(self, t: int) -> Array:
         """Of trace t: x [k, batch, b, p, c] where z is the operation's result.
@@ -100,7 +109,7 @@ class Window(eqx.Module):
         It differs from `local_input` for a weight that is used element by element: x is
         then the derivative of the result by the weight, not 1.
         """
-        return self.local.input_of_result(self.graph.traces[t].site)
+        return self.values.input_of_result(self.graph.traces[t].site)
 
     def at_sites(self, signals: Sequence[Array | None]) -> list[Any]:
         """Pulls signals at the states after each step back to the sites.
@@ -185,9 +194,18 @@ class Window(eqx.Module):
         return Steps(self.graph, self.multi, *self.size)
 
     @functools.cached_property
-    def local(self) -> LocalRegion:
+    def values(self) -> StepValues:
         arrays = (self.params, self.consts, self.inputs, self.rolled)
-        return LocalRegion(self.graph, self.evaluation.env(*arrays), *self.size)
+        return StepValues(self.graph, self.evaluation.env(*arrays), self.size)
+
+    @functools.cached_property
+    def local(self) -> LocalRegion:
+        return LocalRegion(self.values)
+
+    @functools.cached_property
+    def propagation(self) -> Propagation | OwnPropagation:
+        known = self.graph.diagonals is not None
+        return Propagation(self.values) if known else OwnPropagation(self.values)
 
     def pull_back(self, gradients: Sequence[Array | None]) -> PyTree:
         """Gradients per trace [b, o, c] to gradients of the parameters."""

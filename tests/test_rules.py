@@ -46,18 +46,17 @@ def modulator() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=LENGTH))
 
 
-def refused(name: str, problem: et.Problem) -> bool:
-    """OSTL has no diagonal to keep where a recurrence is not one product."""
-    if name != "OSTL":
-        return False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
-            etrace.OSTL(problem.model).graph(*(x[0] for x in arguments(problem)))
-    except ValueError as error:
-        assert "diagonal" in str(error)
-        return True
-    return False
+def compared(name: str, problem: et.Problem, method: str, window: int) -> Any:
+    """Asserts that the rule is its reference; what the past adds to the gradient."""
+    rule = REFERRED[name]
+    options = {"modulator": modulator()} if rule.modulated else {}
+    _, expected = problem.reference(
+        rule.reference, vjp_method=method, window=window, **options
+    )
+    got = gradient(rule, problem, method, window)
+    distance = et.gradient_distance(got, expected)
+    assert distance < TOLERANCE, (name, method, window, float(distance))
+    return et.gradient_distance(expected, problem.truncated(window=1)[1])
 
 
 def numbers(kind: str) -> int:
@@ -81,22 +80,25 @@ def test_every_rule_equals_its_dense_reference(kind: str):
     )
     def run(problem: et.Problem, window: int, data: st.DataObject):
         fresh_caches(1)
-        _, now = problem.truncated(window=1)
         for name, rule in REFERRED.items():
-            if not rule.fits(problem.model.spec) or refused(name, problem):
-                continue
-            method = data.draw(st.sampled_from(rule.methods))
-            options = {"modulator": modulator()} if rule.modulated else {}
-            _, expected = problem.reference(
-                rule.reference, vjp_method=method, window=window, **options
-            )
-            got = gradient(rule, problem, method, window)
-            distance = et.gradient_distance(got, expected)
-            assert distance < TOLERANCE, (name, method, window, float(distance))
-            past = _rough(et.gradient_distance(expected, now))
-            hypothesis.event(f"{name}: past {past}")
+            if rule.fits(problem.model.spec):
+                method = data.draw(st.sampled_from(rule.methods))
+                past = compared(name, problem, method, window)
+                hypothesis.event(f"{name}: past {_rough(past)}")
 
     run()
+
+
+LAYERS = (et.LayerSpec("gru", 3), et.LayerSpec("leaky", 2))
+
+
+@pytest.mark.parametrize("name", REFERRED)
+def test_layers_that_feed_back(name: str):
+    """What leaves one layer comes back to another within the step."""
+    spec = et.NetSpec(LAYERS, readout="all", feedback=True)
+    problem = et.make_problem(spec, length=LENGTH)
+    for method in REFERRED[name].methods:
+        compared(name, problem, method, 1)
 
 
 def _rough(share: Any) -> str:

@@ -7,11 +7,7 @@ from ._batched import (
     take as take,
 )
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
-from ._local import (
-    LocalRegion as LocalRegion,
-    added as added,
-    complete_groups as complete_groups,
-)
+from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (
     UntracedParameterWarning as UntracedParameterWarning,
     graph_of as graph_of,
@@ -21,7 +17,9 @@ from ._options import (
     MixingTails as MixingTails,
     Recurrence as Recurrence,
 )
+from ._own import OwnPropagation as OwnPropagation, stopped as stopped
 from ._program import Edge as Edge, Var as Var
+from ._propagation import Propagation as Propagation
 from ._reach import positions_of as positions_of, reach as reach
 from ._report import Report as Report
 from ._steps import (
@@ -30,3 +28,5 @@ from ._steps import (
     inexact as inexact,
     is_inexact as is_inexact,
 )
+from ._values import StepValues as StepValues
+from ._ways import complete_groups as complete_groups, leaving as leaving

@@ -45,7 +45,7 @@ class Graph:
     old: tuple[Var, ...]  # hidden leaves before the step, complex ones as two
     new: tuple[Var, ...]  # ... and after it
     options: GraphOptions
-    diagonals: Mapping[int, Diagonal]
+    diagonals: Mapping[int, Diagonal] | None
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
@@ -174,7 +174,7 @@ def analyse(
     meetings = Meetings(primitives, positions, new, options.mixing_tails)
     meetings.run(arguments)
     exits = find_exits(primitives, positions, meetings.entering)
-    diagonals: Mapping[int, Diagonal] = {}
+    diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":
         moving = _dependent(program, arguments["hidden"])
         diagonals = find_diagonals(primitives, positions, exits, moving)

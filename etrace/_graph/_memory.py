@@ -43,7 +43,7 @@ class Memory:
         old: tuple[Var, ...],
         new: tuple[Var, ...],
         options: GraphOptions,
-        diagonals: Collection[int],
+        diagonals: Collection[int] | None,
     ):
         self.primitives = primitives
         self.positions = positions
@@ -81,7 +81,7 @@ class Memory:
         reached = set(start)
         for i, equation in enumerate(self.primitives.program.equations):
             local = self.primitives.kinds[i] not in (Kind.MIXING, Kind.STOP)
-            if not (local or i in self.diagonals):
+            if not (local or self.diagonals is None or i in self.diagonals):
                 continue
             for j, v in enumerate(equation.inputs):
                 whole = cut and (i, j) in self.positions.cuts

@@ -73,13 +73,11 @@ def find_diagonals(
     positions: Positions,
     exits: Exits,
     moving: Collection[Var],
-) -> Mapping[int, Diagonal]:
+) -> Mapping[int, Diagonal] | None:
     """By equation, the own entries of every recurrence.
 
-    `moving` are the values that depend on the state.
-
-    **Raises:** ValueError where they are not those of one product of the state with
-    something else.
+    None if one is more than a product of the state with something else. `moving` are
+    the values that depend on the state.
     """
     result = {}
     for (i, j), label in exits.closed.items():
@@ -91,12 +89,7 @@ def find_diagonals(
         if len(equation.inputs) == 2 and equation.inputs[1 - j] not in moving:
             form = linear_form(equation, 1 - j)
         if form is None or flows is None or i in result:
-            raise ValueError(
-                f"The recurrence through {equation.name} at {equation.source} is not "
-                "one product of the state with a weight, so that its diagonal is not "
-                "known by itself. Use SnAp(n=1), or leave the recurrence out "
-                "(recurrent=False)."
-            )
+            return None
         result[i] = _diagonal(equation, j, form, label, flows)
     return result
 

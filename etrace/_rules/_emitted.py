@@ -126,7 +126,7 @@ class Emitted:
         result = []
         for number in range(max(map(len, self.components), default=0)):
             ones = self.ones(window, number, self.kappa)
-            psi = window.adjoints(window.local.boundary(ones))
+            psi = window.adjoints(window.propagation.boundary(ones))
             at_exits = window.local.exits_at_sites(ones)
             at_states = window.at_sites([x[1:] for x in psi])
             result.append((tuple(x[0] for x in psi), added(at_exits, at_states)))
@@ -135,7 +135,7 @@ class Emitted:
     def ones(self, window: Window, number: int, decay: float) -> list[Array]:
         """decay^{k-j} at the elements of the components with this number."""
         k, batch = window.size
-        values = [window.local.exit_value(edge) for edge in self.graph.exits.open]
+        values = [window.values.exit_value(edge) for edge in self.graph.exits.open]
         masks = [np.zeros(v.shape[1:], bool) for v in values]
         for components in self.components:
             if number < len(components):

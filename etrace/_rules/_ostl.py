@@ -24,12 +24,13 @@ class OSTL(PerParameterRule):
     Exact (equal to BPTT) for one recurrent layer whose recurrence is position-local;
     with H, equal to [`etrace.SnAp`][] with n = 1 on one layer. Memory: as D-RTRL.
 
+    The diagonal costs nothing where each recurrence is one product of the state with a
+    weight. Otherwise (a gate before the product, a norm) a step costs as many backward
+    passes as the layer has neurons.
+
     **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], and
 
     - `recurrent`: whether the recurrence's own diagonal is kept.
-
-    **Raises:** ValueError, when the model is first seen, if `recurrent` and a
-    recurrence is not one product of the state with a weight.
 
     ??? cite "Reference"
 

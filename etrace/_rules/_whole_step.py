@@ -19,7 +19,17 @@ from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, Trace
 from .._backward import LearningSignals
-from .._graph import Edge, Env, Graph, Value, Var, positions_of, run
+from .._graph import (
+    Edge,
+    Env,
+    Graph,
+    Value,
+    Var,
+    leaving,
+    positions_of,
+    run,
+    stopped,
+)
 from .._window import Window
 from ._per_parameter import wider
 
@@ -112,39 +122,39 @@ class WholeStep:
     def from_exits(self, at: At, signals: Sequence[Array]) -> Array:
         """Σ_e λ_e ∂e/∂h_{t-1} over the exits e of each position, [positions, N].
 
-        `signals` hold λ for every edge. Only paths within the position's own group
-        count: they end at exits, and lead through its recurrence.
+        `signals` hold λ for every edge. By a group's numbers in h_{t-1} the derivative
+        is that along all paths that lead to its own new state, up to where they are
+        left.
         """
         graph = self.graph
-        exits = graph.exits.open
-
-        def leaving(hidden: Array) -> list[Array]:
-            found = {}
-
-            def edge(where: Edge, value: Value) -> Value:
-                if where not in exits:
-                    return value
-                found[where] = value = value.widen(exits[where].shape)
-                stopped = lax.stop_gradient(value.array)
-                return Value(jnp.where(exits[where] >= 0, stopped, value.array), 0)
-
-            wanted = tuple(map(graph.program.operand, exits))
-            env = self.env(At(hidden, at.other, at.inputs), wanted, edge=edge)
-            for where in exits:  # the outputs are read by no equation
-                if where not in found:
-                    edge(where, env[graph.program.operand(where)])
-            return [found[where].array for where in exits]
-
-        _, pull = jax.vjp(leaving, at.hidden)
-        position = positions_of(graph)
+        exits, position = graph.exits.open, positions_of(graph)
         each = np.arange(position.max(initial=-1) + 1)
-        at_position = [
-            jnp.where(label == each.reshape(-1, *(1,) * label.ndim), x[None], 0)
-            for label, x in zip(exits.values(), signals, strict=True)
-        ]
-        (result,) = jax.vmap(pull)(at_position)
-        group = graph.positions.group_of
-        return jnp.where(group(each)[:, None] == group(position), result, 0)
+        wanted = tuple(map(graph.program.operand, exits))
+        columns = []
+        for g in range(len(graph.positions.groups)):
+            left = leaving(graph, g)
+            edge = functools.partial(stopped, left)
+
+            def reached(hidden: Array, edge=edge) -> list[Array]:
+                env = self.env(At(hidden, at.other, at.inputs), wanted, edge=edge)
+                pairs = zip(wanted, exits.values(), strict=True)
+                return [env[v].widen(label.shape).array for v, label in pairs]
+
+            at_position = [
+                jnp.where(
+                    (label == each.reshape(-1, *(1,) * label.ndim)) & left[e],
+                    x[None],
+                    0,
+                )
+                for (e, label), x in zip(exits.items(), signals, strict=True)
+            ]
+            _, pull = jax.vjp(reached, at.hidden)
+            columns.append(jax.vmap(pull)(at_position)[0])
+        group = graph.positions.group_of(position)
+        return sum(
+            (jnp.where(group == g, x, 0) for g, x in enumerate(columns)),
+            jnp.zeros((len(each), len(at.hidden)), at.hidden.dtype),
+        )
 
     # -------------------------------------------------------- of all steps and examples
 

@@ -298,9 +298,10 @@ class SnAp(AbstractRule):
     """M = mask(∂h/∂h_old M + ∂h/∂w), nothing stopped, in columns of weight elements w;
     R = mask(E M_old) W + J with E = ∂u/∂h_old of the exit's group, its recurrence open.
 
-    The mask holds the positions that a weight element reaches locally, and what these
-    reach in n - 1 further steps by the structure of ∂h/∂h_old: wherever it differs from
-    zero in the sequence or in one of a few random models and sequences.
+    The mask holds the positions that a weight element reaches locally, and those that
+    these reach in n - 1 further steps by the structure of ∂h/∂h_old, the first of them
+    together with what ∂h/∂w reaches by other ways: wherever they differ from zero in
+    the sequence or in one of a few random models and sequences.
 
     ??? cite "Reference"
 
@@ -330,8 +331,10 @@ class SnAp(AbstractRule):
         result = []
         for s in range(len(seen[0].sites)):
             reach = spread @ support([o.sites[s].f_h @ o.sites[s].x for o in seen])
-            for _ in range(min(self.n - 1, len(spread))):
-                reach = support([reach + step @ reach])
+            other = support([o.full_w[s] for o in seen if o.full_w is not None])
+            for further in range(min(self.n - 1, len(spread))):
+                reach = reach + step @ reach + (other if further == 0 else 0)
+                reach = support([spread @ reach])
             result.append(support([reach]))
         return result
 

@@ -1,0 +1,110 @@
+"""What the graph alone says of the ways through a step."""
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from ._graph import Graph
+from ._positions import UNSET
+from ._primitives import Kind
+from ._program import Edge, Var
+
+
+@functools.lru_cache(maxsize=256)
+def local_equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
+    """The equations of the local region, in order.
+
+    `recurrent`: with what of the recurrence the graph includes.
+    """
+    equations = graph.program.equations
+    active, made = {*graph.old}, set()
+    if recurrent and isinstance(graph.options.recurrence, float):
+        made.update(new_values(graph))
+        active |= made
+    active.update(s.equation.outputs[0] for s in graph.sites if not s.direct)
+    direct = {s.edge for s in graph.sites if s.direct}
+    region = []
+    for i, e in enumerate(equations):
+        local = graph.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+        local |= recurrent and i in (graph.diagonals or {})
+        local &= not any(v in made for v in e.outputs)
+        enters = any(v in active or (i, j) in direct for j, v in enumerate(e.inputs))
+        if local and enters:
+            region.append(i)
+            active.update(e.outputs)
+    needed = {*graph.new, *map(graph.program.operand, graph.exits.open)}
+    kept = []
+    for i in reversed(region):
+        if any(v in needed for v in equations[i].outputs):
+            needed.update(equations[i].inputs)
+            kept.append(i)
+    return tuple(reversed(kept))
+
+
+def new_values(graph: Graph) -> list[Var]:
+    """The new state where it is computed: exits read it there."""
+    copies = {e.outputs[0]: e.inputs[0] for e in graph.program.equations if e.outputs}
+    return [copies[v] for v in graph.new]
+
+
+@functools.lru_cache(maxsize=256)
+def complete_groups(graph: Graph) -> frozenset[int]:
+    """Groups whose remembered state parameters enter only by sites traced in full.
+
+    There the gradient of the new state, the old one held, is the immediate part of the
+    traces: no other path leads from a parameter to the state within a step.
+    """
+    program, kinds = graph.program, graph.primitives.kinds
+    moving = set(graph.inputs["params"])
+    made_by = {}
+    for i, e in enumerate(program.equations):
+        made_by.update(dict.fromkeys(e.outputs, i))
+        if kinds[i] is not Kind.STOP and any(v in moving for v in e.inputs):
+            moving.update(v for v in e.outputs if v.inexact)
+
+    def complete(group: int) -> bool:
+        own = [t for t in graph.traces if t.group == group]
+        traced = {graph.sites[t.site].edge for t in own if (t.positions != UNSET).all()}
+        leaves = graph.positions.groups[group].leaves
+        pending = [graph.new[leaves[s]] for s in graph.remembered(group)]
+        seen = set(pending)
+        while pending:
+            i = made_by.get(pending.pop())
+            if i is None:
+                return False  # a parameter itself
+            for j, v in enumerate(program.equations[i].inputs):
+                if v in moving and (i, j) not in traced:
+                    if kinds[i] is Kind.MIXING:
+                        return False
+                    if v not in seen:
+                        seen.add(v)
+                        pending.append(v)
+        return True
+
+    return frozenset(filter(complete, range(len(graph.positions.groups))))
+
+
+@functools.lru_cache(maxsize=256)
+def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
+    """The elements, where they are read, from which nothing returns to a group: of
+    outputs and operations that do not lead to its new state, and its own at exits."""
+    backward = graph.positions.backward[group]
+    equations, kinds = graph.program.equations, graph.primitives.kinds
+    returning = {
+        i
+        for i, e in enumerate(equations)
+        if any((backward[v] != UNSET).any() for v in e.outputs if v in backward)
+    }
+    mixing = (i for i, kind in enumerate(kinds) if kind is Kind.MIXING)
+    result = {
+        (i, j): np.ones(v.shape, bool)
+        for i in mixing
+        if i not in returning
+        for j, v in enumerate(equations[i].inputs)
+    }
+    g = graph.positions.groups[group]
+    for edge, label in graph.exits.open.items():
+        own = (label >= g.offset) & (label < g.offset + g.size)
+        result.setdefault(edge, own if edge[0] in returning else label != UNSET)
+    return result
