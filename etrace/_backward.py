@@ -1,10 +1,12 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from ._forward import Ran, merge
@@ -23,6 +25,18 @@ from ._model import split_complex
 from ._window import Window
 
 
+class Now(Protocol):
+    """The gradient of "now" with adjoints; see `LearningSignals.gradients`."""
+
+    def __call__(
+        self,
+        adjoints: Sequence[Array],
+        at_sites: Sequence[Array | None],
+        whole: Collection[int],
+        /,
+    ) -> PyTree: ...
+
+
 class LearningSignals:
     """What the loss of a window says, and the way from there to the parameters.
 
@@ -39,7 +53,7 @@ class LearningSignals:
         window: Window,
         spatial: Sequence[Array],
         outputs: Sequence[Array],
-        now: Callable[[Sequence[Array], Sequence[Array | None]], PyTree],
+        now: "Now",
         at_states: Callable[[], list[Array]],
         start: tuple[Array, ...] | None = None,
     ):
@@ -61,8 +75,9 @@ class LearningSignals:
         pairs = zip(spatial, self.spatial, strict=True)
         change = self._window.local.exits_at_sites([a - b for a, b in pairs])
 
-        def now(adjoints, at_sites):
-            return self._now(adjoints, added(change, at_sites))
+        def now(adjoints, at_sites, whole):
+            own = [None if t in whole else x for t, x in enumerate(change)]
+            return self._now(adjoints, added(own, at_sites), whole)
 
         return LearningSignals(self._window, spatial, self.outputs, now, _not_known)
 
@@ -91,6 +106,7 @@ class LearningSignals:
         past: Sequence[Array | None] = (),
         adjoints: Sequence[Array] = (),
         at_sites: Sequence[Array | None] = (),
+        whole: Collection[int] = (),
     ) -> PyTree:
         """The gradient of the parameters: "now", and the past if it is given.
 
@@ -102,8 +118,9 @@ class LearningSignals:
         - `at_sites`: per trace, signals δ_j where the operation gives its result (or
             the weight is read), [k, batch, b, p, o], or None. Σ_j δ_j ⊗ x_j is added,
             at no extra cost.
+        - `whole`: traces whose `past` holds the gradient of "now" too.
         """
-        total = self._now(adjoints, at_sites)
+        total = self._now(adjoints, at_sites, whole)
         if all(x is None for x in past):
             return total
         return jax.tree.map(jnp.add, total, self._window.pull_back(past))
@@ -150,7 +167,9 @@ def _single_step(
 
         return read(window.params, inputs, edge)[0]
 
-    def now(adjoints, more):
+    def now(adjoints, more, whole):
+        sites, traces = window.graph.sites, window.graph.traces
+        left_out = {sites[traces[t].site].edge for t in whole}
         # Of a complete group, ordinary differentiation finds what local paths give, so
         # that its adjoints can go the way of the loss.
         complete = complete_groups(window.graph)
@@ -164,6 +183,8 @@ def _single_step(
             injected = []
 
             def edge(at: Edge, value: Value) -> Value:
+                if at in left_out:
+                    return Value(lax.stop_gradient(value.array), value.depth)
                 if at not in of_reads:
                     return value
                 adjoint = of_reads[at]
@@ -241,7 +262,9 @@ def _multi_step(
     first = window.part(0, 1)
     boundary = first.values.to_groups(leaves)
 
-    def now(adjoints, more):
+    def now(adjoints, more, whole):
+        if whole:
+            raise ValueError('With vjp_method="multi-step" no trace holds "now".')
         signals = added(first.at_sites(adjoints) if adjoints else (), more)
         if not signals:
             return params

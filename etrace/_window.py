@@ -147,13 +147,18 @@ class Window(eqx.Module):
 
         `axes` is the number of component axes, 1 for signals and 2 for Jacobians.
         """
+        values = self.of_components(t, per_group, axes)
+        return take(values, self.graph.traces[t].positions)
+
+    def of_components(self, t: int, per_group: Sequence[Array], axes: int) -> Array:
+        """Of per-group arrays [..., S, P], the components that a trace holds."""
         spec = self.graph.traces[t]
         values = per_group[spec.group]
         if spec.components != tuple(range(values.shape[-2])):
             chosen = jnp.asarray(spec.components, int)
             for axis in range(-1 - axes, -1):
                 values = jnp.take(values, chosen, axis=axis)
-        return take(values, spec.positions)
+        return values
 
     # ----------------------------------------------------------------- through a window
 

@@ -3,6 +3,7 @@ from ._batched import (
     Env as Env,
     Value as Value,
     inject as inject,
+    repeats as repeats,
     run as run,
     take as take,
 )
@@ -29,4 +30,8 @@ from ._steps import (
     is_inexact as is_inexact,
 )
 from ._values import StepValues as StepValues
-from ._ways import complete_groups as complete_groups, leaving as leaving
+from ._ways import (
+    complete_groups as complete_groups,
+    leaving as leaving,
+    seen_at_exits as seen_at_exits,
+)

@@ -192,14 +192,19 @@ inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))
 
 def take(values: Array, positions: np.ndarray) -> Array:
     """Takes values [..., P] of a group to the elements of a site, [..., b, p, o]."""
-    size, shape = values.shape[-1], positions.shape
-    flat = positions.reshape(-1)
-    repeats, rest = divmod(flat.size, size)
     # Gathers are slow: the layouts that occur (one weight per neuron, several gates
     # side by side) need none.
-    if rest == 0 and np.array_equal(flat, np.tile(np.arange(size), repeats)):
-        tiled = jnp.broadcast_to(
-            values[..., None, :], (*values.shape[:-1], repeats, size)
-        )
-        return tiled.reshape(*values.shape[:-1], *shape)
-    return values[..., np.maximum(positions, 0)]
+    n = repeats(positions, values.shape[-1])
+    if n is None:
+        return values[..., np.maximum(positions, 0)]
+    lead, size = values.shape[:-1], values.shape[-1]
+    tiled = jnp.broadcast_to(values[..., None, :], (*lead, n, size))
+    return tiled.reshape(*lead, *positions.shape)
+
+
+def repeats(positions: np.ndarray, size: int) -> int | None:
+    """How often all positions of a group come one after the other; None if they do
+    not."""
+    flat = positions.reshape(-1)
+    n, rest = divmod(flat.size, size)
+    return None if rest or (flat != np.tile(np.arange(size), n)).any() else n

@@ -1,7 +1,7 @@
 """What the graph alone says of the ways through a step."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -108,3 +108,49 @@ def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
         own = (label >= g.offset) & (label < g.offset + g.size)
         result.setdefault(edge, own if edge[0] in returning else label != UNSET)
     return result
+
+
+@functools.lru_cache(maxsize=256)
+def seen_at_exits(graph: Graph) -> frozenset[int]:
+    """Traces whose sites act on the losses of their step by the exits of one group.
+
+    What the exits say at such a site, its x given, is the whole gradient of the step.
+    """
+    sites = [spec.site for spec in graph.traces]
+
+    def seen(t: int) -> bool:
+        spec, site = graph.traces[t], graph.sites[sites[t]]
+        alone = sites.count(sites[t]) == 1 and (spec.positions != UNSET).all()
+        if site.direct or not alone:
+            return False
+        ends = _ends(graph, site.equation.outputs)
+        return all(_is_left(graph, spec.group, edge) for edge in ends)
+
+    return frozenset(filter(seen, range(len(sites))))
+
+
+def _ends(graph: Graph, start: Iterable[Var]) -> list[Edge]:
+    """Where values that depend on others by local paths are read by mixing operations,
+    cut, or given out."""
+    equations, kinds = graph.program.equations, graph.primitives.kinds
+    reached, result = set(start), []
+    for i, e in enumerate(equations):
+        edges = [(i, j) for j, v in enumerate(e.inputs) if v in reached]
+        if not edges or kinds[i] is Kind.STOP:
+            continue
+        if kinds[i] is Kind.MIXING or any(x in graph.positions.cuts for x in edges):
+            result += edges
+        else:
+            reached.update(v for v in e.outputs if v.inexact)
+    outputs = enumerate(graph.program.outputs)
+    return result + [(len(equations), j) for j, v in outputs if v in reached]
+
+
+def _is_left(graph: Graph, group: int, edge: Edge) -> bool:
+    """Whether all that has a position at an edge leaves the group there."""
+    label, left = graph.exits.open.get(edge), leaving(graph, group).get(edge)
+    if label is None or left is None or edge in graph.positions.cuts:
+        return False
+    own = graph.positions.group_of(label[label != UNSET]) == group
+    is_output = edge[0] == len(graph.program.equations)
+    return bool(own.all() and (is_output or left.all()))

@@ -1,0 +1,109 @@
+r"""The factor of a trace that belongs to the neurons, over a window.
+
+    ε_f,t = α D_t ε_f,t-1 + (1 - α) f_t
+
+and what it makes of the signals of a step, see `_factored_rule`. It is computed as
+[..., r, P] where a site gives each position of its group the same number r of elements
+(gates side by side), so that what the group knows, [..., P], needs no copies.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from .._graph import repeats, take
+from .._window import Window
+from ._factored import Factors
+
+
+class Postsynaptic:
+    """ε_f of trace `t`, with decay α."""
+
+    def __init__(self, window: Window, t: int, decay: float):
+        self.window = window
+        self.t = t
+        self.decay = decay
+        self.spec = window.graph.traces[t]
+
+    def deltas(
+        self, start: Factors, boundary: Sequence[Array], now: Array | None
+    ) -> Array:
+        """δ_t = (α B_t · ε_f,t-1 + (1 - α) g_t) / (1 - α^t), [k, batch, b, p, o].
+
+        `now` is g_t, the signals of the exits at the site, or None for zero.
+        """
+        f, motion = self._begin(start)
+        b = self._own(boundary, 1)
+        g = jnp.zeros((*self.window.size, 1, 1), f.dtype)
+        g = g if now is None else self._laid(now)
+        count = jnp.arange(1, self.window.length + 1, dtype=jnp.int32)
+        scale = 1 / correction(start.steps[None] + count[:, None], self.decay)
+        scale = scale.astype(jnp.finfo(f.dtype).dtype)
+
+        def step(f: Array, at_t: tuple) -> tuple[Array, Array]:
+            motion, b, g, scale = at_t
+            past = total(b[:, :, None] * f)
+            new = self.decay * past + (1 - self.decay) * g.astype(past.dtype)
+            return self._moved(f, motion), scale[:, None, None] * new
+
+        result = _scan(step, f, (motion, b, g, scale))[1]
+        return result.reshape(*self.window.size, *self.spec.positions.shape)
+
+    def last(self, start: Factors) -> Array:
+        """ε_f after the window, stored as it was."""
+        f, motion = self._begin(start)
+        step = lambda f, motion: (self._moved(f, motion), None)  # noqa: E731
+        return _scan(step, f, motion)[0].reshape(start.f.shape).astype(start.f.dtype)
+
+    def _begin(self, start: Factors) -> tuple[Array, tuple[Array, Array]]:
+        """ε_f before the window, and what moves it: D and f."""
+        new = self._laid(self.window.immediate(self.t)[0])
+        f = self._laid(start.f.astype(new.dtype))
+        return f, (self._own(self.window.jacobian, 2), new)
+
+    def _moved(self, f: Array, motion: tuple[Array, Array]) -> Array:
+        d, new = motion
+        moved = [total(d[:, i, :, None] * f) for i in range(f.shape[1])]
+        moved = jnp.stack(moved, axis=1) if moved else f
+        return self.decay * moved + (1 - self.decay) * new
+
+    def _laid(self, x: Array) -> Array:
+        """[..., b, p, o] as [..., r, P]."""
+        lead = x.shape[: x.ndim - self.spec.positions.ndim]
+        return x.reshape(*lead, self._repeats or 1, -1)
+
+    def _own(self, per_group: Sequence[Array], axes: int) -> Array:
+        """Arrays of a group, [..., S, P], for the elements of the trace."""
+        values = self.window.of_components(self.t, per_group, axes)
+        if self._repeats:
+            return values
+        return take(values, self.spec.positions.reshape(-1))
+
+    @property
+    def _repeats(self) -> int | None:
+        return repeats(
+            self.spec.positions,
+            self.window.graph.positions.groups[self.spec.group].size,
+        )
+
+
+def correction(steps: Array, decay: float) -> Array:
+    """1 - α^steps, the sum of the weights ε_f gave to what it has seen."""
+    result = 1 - jnp.asarray(decay, float) ** steps.astype(float)
+    return jnp.where(steps == 0, jnp.ones_like(result), result)
+
+
+def total(x: Array) -> Array:
+    """The sum over components, which are few, [batch, components, ...]."""
+    parts = [lax.index_in_dim(x, i, 1, keepdims=False) for i in range(x.shape[1])]
+    zero = jnp.zeros((len(x), *x.shape[2:]), x.dtype)
+    return sum(parts[1:], parts[0]) if parts else zero
+
+
+def _scan(step: Callable, start: Array, xs: PyTree) -> tuple[Array, Any]:
+    """Over time; one step is not compiled as a loop."""
+    return lax.scan(step, start, xs, unroll=len(jax.tree.leaves(xs)[0]) == 1)
