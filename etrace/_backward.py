@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +24,6 @@ from ._model import split_complex
 from ._window import Window
 
 
-class Now(Protocol):
-    """The gradient of "now" with adjoints; see `LearningSignals.gradients`."""
-
-    def __call__(
-        self,
-        adjoints: Sequence[Array],
-        at_sites: Sequence[Array | None],
-        whole: Collection[int],
-        /,
-    ) -> PyTree: ...
-
-
 class LearningSignals:
     """What the loss of a window says, and the way from there to the parameters.
 
@@ -53,7 +40,7 @@ class LearningSignals:
         window: Window,
         spatial: Sequence[Array],
         outputs: Sequence[Array],
-        now: "Now",
+        now: Callable[..., PyTree],
         at_states: Callable[[], list[Array]],
         start: tuple[Array, ...] | None = None,
     ):

@@ -3,7 +3,6 @@ from ._batched import (
     Env as Env,
     Value as Value,
     inject as inject,
-    repeats as repeats,
     run as run,
     take as take,
 )

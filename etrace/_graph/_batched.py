@@ -192,19 +192,11 @@ inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))
 
 def take(values: Array, positions: np.ndarray) -> Array:
     """Takes values [..., P] of a group to the elements of a site, [..., b, p, o]."""
-    # Gathers are slow: the layouts that occur (one weight per neuron, several gates
-    # side by side) need none.
-    n = repeats(positions, values.shape[-1])
-    if n is None:
-        return values[..., np.maximum(positions, 0)]
-    lead, size = values.shape[:-1], values.shape[-1]
-    tiled = jnp.broadcast_to(values[..., None, :], (*lead, n, size))
-    return tiled.reshape(*lead, *positions.shape)
-
-
-def repeats(positions: np.ndarray, size: int) -> int | None:
-    """How often all positions of a group come one after the other; None if they do
-    not."""
-    flat = positions.reshape(-1)
+    size, flat = values.shape[-1], positions.reshape(-1)
     n, rest = divmod(flat.size, size)
-    return None if rest or (flat != np.tile(np.arange(size), n)).any() else n
+    if rest or (flat != np.tile(np.arange(size), n)).any():
+        return values[..., np.maximum(positions, 0)]
+    # One weight per neuron, or several gates side by side. Gathers are slow, and so is
+    # on CPU what XLA makes of a broadcast that is read with another shape.
+    tiled = jnp.concatenate([values] * n, axis=-1)
+    return tiled.reshape(*values.shape[:-1], *positions.shape)

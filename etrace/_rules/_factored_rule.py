@@ -63,7 +63,7 @@ class FactoredRule(ETraceVjpAlgorithm):
         past = []
         for t, trace in enumerate(data):
             if not isinstance(trace, Factors):
-                own = window.at_trace(t, adjoints, 1)[0]
+                own = window.at_trace(t, [a[0] for a in adjoints], 1)
                 past.append(per_parameter.contract(own, trace))
                 continue
             now, (of_x, of_f) = at_exits[t], self.decays

@@ -91,12 +91,13 @@ def contract(a: Array, trace: Array | None) -> Array | None:
 
 
 def _contract(a: Array, trace: Array) -> Array:
-    return jnp.sum(_each(a, trace), axis=(0, 1, 3))
+    a, trace = _both(a, trace)
+    return jnp.sum(a[..., None] * trace, axis=(0, 1, 3))
 
 
-def _each(a: Array, trace: Array) -> Array:
+def _both(a: Array, trace: Array) -> tuple[Array, Array]:
     dtype = _working(trace, a)
-    return a[..., None].astype(dtype) * _numbers(trace, dtype)
+    return a.astype(dtype), _numbers(trace, dtype)
 
 
 # The reduction that XLA makes of the whole expression on CPU is up to a hundred times
@@ -104,10 +105,14 @@ def _each(a: Array, trace: Array) -> Array:
 
 
 def _as_product(a: Array, trace: Array) -> Array:
-    each = _each(a, trace)
-    rows = each.reshape(len(each) * each.shape[1], -1)
-    total = jnp.ones(len(rows), each.dtype) @ rows
-    return jnp.sum(total.reshape(each.shape[2:]), axis=1)
+    a, trace = _both(a, trace)
+    shape, rows = trace.shape[2:], len(trace) * trace.shape[1]
+    if shape[-1] == 1:  # loops whose last axes have length one are slow, too
+        each = a.reshape(rows, -1) * trace.reshape(rows, -1)
+    else:
+        each = (a[..., None] * trace).reshape(rows, -1)
+    total = jnp.ones(rows, each.dtype) @ each
+    return jnp.sum(total.reshape(shape), axis=1)
 
 
 def _by_examples(a: Array, trace: Array) -> Array:

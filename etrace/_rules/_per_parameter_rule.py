@@ -90,7 +90,7 @@ class PerParameterRule(ETraceVjpAlgorithm):
         adjoints = window.adjoints(signals.boundary)
         past = []
         for t, trace in enumerate(data):
-            own = window.at_trace(t, adjoints, 1)[0]
+            own = window.at_trace(t, [a[0] for a in adjoints], 1)
             own = _extended(own, t, first, window.graph)
             past.append(per_parameter.contract(own, trace))
         inside = [a[1:] for a in adjoints] if window.length > 1 else ()

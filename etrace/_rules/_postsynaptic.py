@@ -2,9 +2,7 @@ r"""The factor of a trace that belongs to the neurons, over a window.
 
     ε_f,t = α D_t ε_f,t-1 + (1 - α) f_t
 
-and what it makes of the signals of a step, see `_factored_rule`. It is computed as
-[..., r, P] where a site gives each position of its group the same number r of elements
-(gates side by side), so that what the group knows, [..., P], needs no copies.
+and what it makes of the signals of a step, see `_factored_rule`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +13,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._graph import repeats, take
+from .._graph import take
 from .._window import Window
 from ._factored import Factors
 
 
 class Postsynaptic:
-    """ε_f of trace `t`, with decay α."""
+    """ε_f of trace `t`, with decay α.
+
+    Within a step it is [batch, components, n], with the n elements of a site in a row;
+    what its group knows is brought there, [..., P] to [..., n], one step at a time.
+    """
 
     def __init__(self, window: Window, t: int, decay: float):
         self.window = window
         self.t = t
         self.decay = decay
-        self.spec = window.graph.traces[t]
+        self.positions = window.graph.traces[t].positions
 
     def deltas(
         self, start: Factors, boundary: Sequence[Array], now: Array | None
@@ -37,21 +39,21 @@ class Postsynaptic:
         `now` is g_t, the signals of the exits at the site, or None for zero.
         """
         f, motion = self._begin(start)
-        b = self._own(boundary, 1)
-        g = jnp.zeros((*self.window.size, 1, 1), f.dtype)
-        g = g if now is None else self._laid(now)
+        b = self.window.of_components(self.t, boundary, 1)
+        none = jnp.zeros((*self.window.size, 1), f.dtype)
+        g = none if now is None else now.reshape(*self.window.size, -1)
         count = jnp.arange(1, self.window.length + 1, dtype=jnp.int32)
         scale = 1 / correction(start.steps[None] + count[:, None], self.decay)
         scale = scale.astype(jnp.finfo(f.dtype).dtype)
 
         def step(f: Array, at_t: tuple) -> tuple[Array, Array]:
             motion, b, g, scale = at_t
-            past = total(b[:, :, None] * f)
+            past = total(self._own(b) * f)
             new = self.decay * past + (1 - self.decay) * g.astype(past.dtype)
-            return self._moved(f, motion), scale[:, None, None] * new
+            return self._moved(f, motion), scale[:, None] * new
 
         result = _scan(step, f, (motion, b, g, scale))[1]
-        return result.reshape(*self.window.size, *self.spec.positions.shape)
+        return result.reshape(*self.window.size, *self.positions.shape)
 
     def last(self, start: Factors) -> Array:
         """ε_f after the window, stored as it was."""
@@ -61,34 +63,21 @@ class Postsynaptic:
 
     def _begin(self, start: Factors) -> tuple[Array, tuple[Array, Array]]:
         """ε_f before the window, and what moves it: D and f."""
-        new = self._laid(self.window.immediate(self.t)[0])
-        f = self._laid(start.f.astype(new.dtype))
-        return f, (self._own(self.window.jacobian, 2), new)
+        d = self.window.of_components(self.t, self.window.jacobian, 2)
+        new = self.window.immediate(self.t)[0]
+        new = new.reshape(*new.shape[:3], -1)
+        f = start.f.reshape(*new.shape[1:]).astype(new.dtype)
+        return f, (d, new)
 
     def _moved(self, f: Array, motion: tuple[Array, Array]) -> Array:
-        d, new = motion
-        moved = [total(d[:, i, :, None] * f) for i in range(f.shape[1])]
-        moved = jnp.stack(moved, axis=1) if moved else f
+        d, new = self._own(motion[0]), motion[1]
+        if not f.shape[1]:
+            return f
+        moved = jnp.stack([total(row * f) for row in jnp.moveaxis(d, 1, 0)], axis=1)
         return self.decay * moved + (1 - self.decay) * new
 
-    def _laid(self, x: Array) -> Array:
-        """[..., b, p, o] as [..., r, P]."""
-        lead = x.shape[: x.ndim - self.spec.positions.ndim]
-        return x.reshape(*lead, self._repeats or 1, -1)
-
-    def _own(self, per_group: Sequence[Array], axes: int) -> Array:
-        """Arrays of a group, [..., S, P], for the elements of the trace."""
-        values = self.window.of_components(self.t, per_group, axes)
-        if self._repeats:
-            return values
-        return take(values, self.spec.positions.reshape(-1))
-
-    @property
-    def _repeats(self) -> int | None:
-        return repeats(
-            self.spec.positions,
-            self.window.graph.positions.groups[self.spec.group].size,
-        )
+    def _own(self, values: Array) -> Array:
+        return take(values, self.positions.reshape(-1))
 
 
 def correction(steps: Array, decay: float) -> Array:
