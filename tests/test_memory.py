@@ -74,6 +74,45 @@ def test_the_trace_is_overwritten_in_place(window, extra):
     assert memory.temp_size_in_bytes < extra * traces
 
 
+class Events(eqx.Module):
+    """Many leaky neurons that read a few channels of events."""
+
+    weight: jax.Array
+    leak: jax.Array
+    readout: jax.Array
+
+    def init_state(self):
+        return jnp.zeros_like(self.leak)
+
+    def __call__(self, v, events):
+        decay = jax.nn.sigmoid(self.leak)
+        v = decay * v + (1 - decay) * (self.weight @ events)
+        return self.readout @ jnp.tanh(v), v
+
+
+def test_factors_are_linear_in_neurons():
+    """A hundred thousand neurons, where one trace per parameter takes 2.6 GB."""
+    neurons, channels, batch = 100_000, 100, 64
+    shapes = ((neurons, channels), (neurons,), (2, neurons))
+    model = Events(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+    events = jnp.zeros((20, batch, channels), jnp.float32)
+    targets = jnp.zeros((20, batch, 2), jnp.float32)
+    algorithm = etrace.ESDRTRL(model, batched=True)
+    state = algorithm.init(events[0])
+    held, fixed = eqx.partition((algorithm, state), eqx.is_array)
+    driver = etrace.value_and_grad(et.squared_error, window=1)
+
+    def run(held, events, targets):
+        algorithm, state = eqx.combine(held, fixed)
+        return eqx.filter(driver(algorithm, state, events, targets), eqx.is_array)
+
+    compiled = jax.jit(run, donate_argnums=0).lower(held, events, targets).compile()
+    memory = compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert used - memory.alias_size_in_bytes + memory.temp_size_in_bytes < 1e9
+    assert etrace.DRTRL(model, batched=True).graph(events[0]).nbytes > 2.5e9
+
+
 def test_the_states_memory_is_donated(algorithm):
     inputs, targets = sequence(10)
     for run in (

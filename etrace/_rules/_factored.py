@@ -108,7 +108,7 @@ def outer(signal: Array, x: Array) -> Array:
     numbers = (((*lead, p), (*lead, p)), ((b,), (b,)))
     signal, x = signal.astype(dtype), x.astype(dtype)
     if signal.shape[b] == 1:  # as matrices: otherwise XLA transposes them first
-        rows = [a.reshape(-1, a.shape[-1]) for a in (signal, x)]
+        signal, x = (a.reshape(-1, a.shape[-1]) for a in (signal, x))
         numbers = (((0,), (0,)), ((), ()))
-        return lax.dot_general(*rows, numbers, preferred_element_type=dtype)[None]
+        return lax.dot_general(signal, x, numbers, preferred_element_type=dtype)[None]
     return lax.dot_general(signal, x, numbers, preferred_element_type=dtype)

@@ -86,7 +86,11 @@ def contract(a: Array, trace: Array | None) -> Array | None:
     """Σ a · ε over batch, components and p, [b, o, c]; None if the trace is zero."""
     if trace is None or not trace.size:
         return None
-    on_cpu = _as_product if math.prod(trace.shape[1:]) < _SMALL else _by_examples
+    on_cpu = _contract
+    if trace.shape[-1] == 1:
+        on_cpu = _as_product
+    elif math.prod(trace.shape[1:]) >= _SMALL:
+        on_cpu = _by_examples
     return lax.platform_dependent(a, trace, cpu=on_cpu, default=_contract)
 
 
@@ -105,14 +109,12 @@ def _both(a: Array, trace: Array) -> tuple[Array, Array]:
 
 
 def _as_product(a: Array, trace: Array) -> Array:
+    """Of x = 1 alone. In rows: loops whose last axes have length one are slow, too."""
     a, trace = _both(a, trace)
-    shape, rows = trace.shape[2:], len(trace) * trace.shape[1]
-    if shape[-1] == 1:  # loops whose last axes have length one are slow, too
-        each = a.reshape(rows, -1) * trace.reshape(rows, -1)
-    else:
-        each = (a[..., None] * trace).reshape(rows, -1)
+    rows = len(trace) * trace.shape[1]
+    each = a.reshape(rows, -1) * trace.reshape(rows, -1)
     total = jnp.ones(rows, each.dtype) @ each
-    return jnp.sum(total.reshape(shape), axis=1)
+    return jnp.sum(total.reshape(trace.shape[2:]), axis=1)
 
 
 def _by_examples(a: Array, trace: Array) -> Array:
