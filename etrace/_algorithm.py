@@ -169,7 +169,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         - `*inputs`: example inputs, as for `init`.
         """
         graph, batch = self._graph(inputs)
-        return Report(graph, self.name, batch, self.trace_spec(graph, batch))
+        trace = self.trace_spec(graph, batch)
+        return Report(graph, self.name, batch, trace, self.batched)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
         """Shapes and dtypes of what this algorithm stores for a graph."""

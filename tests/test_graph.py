@@ -157,8 +157,8 @@ def test_lstm_remembers_the_cell_alone():
     model, _ = unmodified("LSTM")
     single = etrace.DRTRL(model).graph(jnp.zeros(IN))
     multi = etrace.DRTRL(model, vjp_method="multi-step").graph(jnp.zeros(IN))
-    assert {row.trace_shape[0] for row in single.rows if row.trace_shape} == {1}
-    assert {row.trace_shape[0] for row in multi.rows if row.trace_shape} == {2}
+    assert {s[0] for row in single.rows for s in row.trace_shapes} == {1}
+    assert {s[0] for row in multi.rows for s in row.trace_shapes} == {2}
 
 
 # -------------------------------------------------------------- constructs of plain JAX

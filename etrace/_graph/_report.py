@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._model import real_names
 from ._graph import Graph, Occurrence
@@ -23,7 +24,8 @@ class Row:
         but only its instantaneous gradient is known); `"output"` (it reaches no state,
         its instantaneous gradient is the whole gradient).
     - `groups`: the hidden groups its trace belongs to.
-    - `trace_shape`: [components, b, p, o, c], or None.
+    - `trace_shapes`: of the arrays that its rule keeps for one example: for one trace
+        per parameter, a single [components, b, p, o, c].
     """
 
     parameter: str
@@ -33,7 +35,7 @@ class Row:
     status: str
     reason: str
     groups: tuple[int, ...]
-    trace_shape: tuple[int, ...] | None
+    trace_shapes: tuple[tuple[int, ...], ...]
     nbytes: int
 
 
@@ -49,6 +51,7 @@ class Report:
     name: str
     batch: int
     trace: Any  # shapes of what the rule stores
+    batched: bool  # whether they have a batch axis in front
 
     @property
     def nbytes(self) -> int:
@@ -74,10 +77,11 @@ class Report:
             operands = " ".join(_shape(v.shape) for v in e.inputs)
             result = _shape(e.outputs[0].shape) if e.outputs else "nothing"
             shapes = f"{operands} → {result}"
-        per_trace = isinstance(self.trace, tuple) and len(self.trace) == len(
-            graph.traces
-        )
-        size = sum(_nbytes(self.trace[t]) for t in traces) if per_trace else 0
+        # Some rules keep no trace of each site.
+        each = isinstance(self.trace, tuple) and len(self.trace) == len(graph.traces)
+        size = sum(_nbytes(self.trace[t]) for t in traces) if each else 0
+        kept = jax.tree.leaves([self.trace[t] for t in traces] if each else [])
+        numbers = [x.shape for x in kept if jnp.issubdtype(x.dtype, jnp.inexact)]
         for n, p in enumerate(occurrence.parameters):
             yield Row(
                 names[p],
@@ -87,7 +91,7 @@ class Report:
                 occurrence.status,
                 occurrence.reason,
                 tuple(graph.traces[t].group for t in traces),
-                graph.trace_shape(traces[0]) if traces else None,
+                tuple(x[self.batched :] for x in numbers),
                 0 if n else size,
             )
 
@@ -118,7 +122,7 @@ class Report:
                 r.shapes,
                 " ".join(map(str, r.groups)) or "-",
                 {"output": "now (exact)"}.get(r.status, r.status),
-                _trace_shape(r.trace_shape),
+                " ".join(map(_kept, r.trace_shapes)) or "-",
                 human_bytes(r.nbytes) if r.nbytes else "-",
                 r.source,
                 r.reason,
@@ -214,10 +218,8 @@ def _shape(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
-def _trace_shape(shape: Sequence[int] | None) -> str:
-    if shape is None:
-        return "-"
-    return "no memory" if shape[0] == 0 else _shape(shape)
+def _kept(shape: Sequence[int]) -> str:
+    return "no memory" if 0 in shape else _shape(shape)
 
 
 def _short(source: str) -> str:
