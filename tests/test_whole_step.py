@@ -392,8 +392,7 @@ class Diagonal(eqx.Module):
         return self.readout @ h, h
 
 
-def compiled_bytes(algorithm: Any, window: int = 3) -> int:
-    """The temporary memory of a window, beside arguments and results."""
+def compiled(algorithm: Any, window: int = 3) -> Any:
     x = jnp.ones((window, 2))
     driver = etrace.value_and_grad(et.squared_error, window=window)
     state = algorithm.init(x[0])
@@ -403,7 +402,12 @@ def compiled_bytes(algorithm: Any, window: int = 3) -> int:
         algorithm, state = eqx.combine(arrays, static)
         return eqx.filter(driver(algorithm, state, x, x), eqx.is_array)
 
-    memory = jax.jit(run).lower(arrays).compile().memory_analysis()
+    return jax.jit(run).lower(arrays).compile()
+
+
+def compiled_bytes(algorithm: Any) -> int:
+    """The temporary memory of a window, and that of its results."""
+    memory = compiled(algorithm).memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
@@ -413,6 +417,19 @@ def test_uoro_is_as_small_as_the_model():
     key = jax.random.key(0)
     assert compiled_bytes(etrace.UORO(model, key=key)) < 100 * n * 8
     assert compiled_bytes(etrace.RTRL(model)) > n * n * 8
+
+
+def test_the_time_of_uoro_is_linear_in_the_parameters():
+    operations, sizes = [], []
+    for neurons in (20, 40, 80):
+        layer = et.LayerSpec("leaky", neurons)
+        problem = et.make_problem(et.NetSpec((layer,), inputs=2), length=2)
+        algorithm = etrace.UORO(problem.model, key=jax.random.key(0))
+        operations.append(compiled(algorithm).cost_analysis()["flops"])
+        params = eqx.filter(problem.model, eqx.is_inexact_array)
+        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
+    for i in (0, 1):
+        assert operations[i + 1] / operations[i] < 1.1 * sizes[i + 1] / sizes[i]
 
 
 def test_kfrtrl_holds_little_beside_its_factors():
