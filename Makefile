@@ -36,6 +36,10 @@ lint: $(VENV)/.installed-lint ## ruff check, ruff format --check, pyright
 bench: $(VENV)/.installed-bench ## measure speed and memory; QUICK=1 takes three minutes
 	@$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
 
+rules-page: $(VENV)/.installed-demo ## compare all rules in full, half an hour; for docs/pages/rules
+	@echo "==> running notebooks/comparing_rules.ipynb in full"
+	@$(BIN)/python docs/rules_page.py
+
 docs: $(VENV)/.installed-docs ## build the documentation into docs/site
 	@echo "==> building the documentation"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
@@ -60,7 +64,7 @@ clean: ## remove what was built
 distclean: clean ## remove the virtual environments too
 	@rm -rf .venv .venv-oldest
 
-.PHONY: help demo test test-oldest lint bench docs format clean distclean
+.PHONY: help demo test test-oldest lint bench rules-page docs format clean distclean
 
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=

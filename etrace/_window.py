@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from ._graph import (
     Graph,
+    LocalPropagation,
     LocalRegion,
     OwnPropagation,
     Propagation,
@@ -208,9 +209,9 @@ class Window(eqx.Module):
         return LocalRegion(self.values)
 
     @functools.cached_property
-    def propagation(self) -> Propagation | OwnPropagation:
+    def propagation(self) -> Propagation:
         known = self.graph.diagonals is not None
-        return Propagation(self.values) if known else OwnPropagation(self.values)
+        return (LocalPropagation if known else OwnPropagation)(self.values)
 
     def pull_back(self, gradients: Sequence[Array | None]) -> PyTree:
         """Gradients per trace [b, o, c] to gradients of the parameters."""

@@ -4,6 +4,7 @@ from ._batched import (
     Value as Value,
     inject as inject,
     run as run,
+    stopped as stopped,
     take as take,
 )
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
@@ -17,9 +18,12 @@ from ._options import (
     MixingTails as MixingTails,
     Recurrence as Recurrence,
 )
-from ._own import OwnPropagation as OwnPropagation, stopped as stopped
+from ._own import OwnPropagation as OwnPropagation
 from ._program import Edge as Edge, Var as Var
-from ._propagation import Propagation as Propagation
+from ._propagation import (
+    LocalPropagation as LocalPropagation,
+    Propagation as Propagation,
+)
 from ._reach import positions_of as positions_of, reach as reach
 from ._report import Report as Report
 from ._steps import (

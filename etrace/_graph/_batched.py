@@ -190,6 +190,15 @@ def inject(value: Array, cotangent: Array) -> Array:
 inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))
 
 
+def stopped(where: Mapping[Edge, np.ndarray], edge: Edge, value: Value) -> Value:
+    """The value read at an edge, gradients stopped where it says so."""
+    if edge not in where:
+        return value
+    value = value.widen(where[edge].shape)
+    held = lax.stop_gradient(value.array)
+    return Value(jnp.where(where[edge], held, value.array), value.depth)
+
+
 def take(values: Array, positions: np.ndarray) -> Array:
     """Takes values [..., P] of a group to the elements of a site, [..., b, p, o]."""
     size, flat = values.shape[-1], positions.reshape(-1)

@@ -17,30 +17,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run
+from ._batched import Env, Value, run, stopped
 from ._graph import Graph
 from ._positions import UNSET
 from ._primitives import Kind
 from ._program import Edge, Var
-from ._values import StepValues
+from ._propagation import Propagation
 from ._ways import leaving
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OwnPropagation:
-    """As `Propagation`, but gradients stop where they leave the group alone."""
-
-    values: StepValues
-
-    @property
-    def graph(self) -> Graph:
-        return self.values.graph
+class OwnPropagation(Propagation):
+    """Along all paths within the group, up to where they leave it."""
 
     def jacobian(self) -> tuple[Array, ...]:
-        """∂h_t/∂h_{t-1} from each position to itself.
-
-        Per group, [k, batch, S (new), S (old), P].
-        """
         result = []
         for g, group in enumerate(self.graph.positions.groups):
             values, _ = self._of_hidden[g]
@@ -53,10 +43,6 @@ class OwnPropagation:
         return tuple(result)
 
     def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
-        """Pulls cotangents at the exits of each position back to its old state.
-
-        Per group, [k, batch, S, P].
-        """
         n, result = len(self.graph.new), []
         for g, (values, _) in enumerate(self._of_hidden):
             zeros = list(map(jnp.zeros_like, values[:n]))
@@ -103,15 +89,6 @@ class OwnPropagation:
         run(graph.program, env, _equations(graph), edge=edge, recalled=known)
         exits = [self.values.exit_value(at, env) for at in graph.exits.open]
         return [*self.values.new(range(len(graph.new)), env), *exits]
-
-
-def stopped(leaving: Mapping[Edge, np.ndarray], edge: Edge, value: Value) -> Value:
-    """The value read at an edge, gradients stopped where it leaves."""
-    if edge not in leaving:
-        return value
-    value = value.widen(leaving[edge].shape)
-    held = lax.stop_gradient(value.array)
-    return Value(jnp.where(leaving[edge], held, value.array), value.depth)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
 """From the state before a step to the state after it, and to the exits."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +11,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run
+from ._batched import Env, Value, run, stopped
 from ._graph import Graph
 from ._positions import UNSET
-from ._program import Edge
 from ._values import StepValues
 from ._ways import local_equations, new_values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Propagation:
-    """Along position-local paths, and what of the recurrence the graph includes."""
+class Propagation(abc.ABC):
+    """The way from the old state of each position to its own new state and exits."""
 
     values: StepValues
 
@@ -28,11 +28,21 @@ class Propagation:
     def graph(self) -> Graph:
         return self.values.graph
 
+    @abc.abstractmethod
     def jacobian(self) -> tuple[Array, ...]:
-        """D = ∂h_t/∂h_{t-1} along position-local paths.
+        """D = ∂h_t/∂h_{t-1}, per group [k, batch, S (new), S (old), P]."""
 
-        Per group, [k, batch, S (new), S (old), P].
-        """
+    @abc.abstractmethod
+    def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
+        """Pulls cotangents at the exits back to the old state, per group
+        [k, batch, S, P]."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalPropagation(Propagation):
+    """Along position-local paths, and what of the recurrence the graph includes."""
+
+    def jacobian(self) -> tuple[Array, ...]:
         graph = self.graph
         if isinstance(graph.options.recurrence, float):
             return self._constant_jacobian(graph.options.recurrence)
@@ -67,12 +77,9 @@ class Propagation:
         return tuple(result)
 
     def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
-        """Pulls cotangents at the exits back to the old state.
-
-        Per group, [k, batch, S, P]. With gradients stopped in a group's own recurrence
-        and open everywhere else, all that leaves the group leaves it through its exits,
-        and gets there by position-local paths.
-        """
+        # With gradients stopped in a group's own recurrence and open everywhere else,
+        # all that leaves the group leaves it through its exits, and gets there by
+        # position-local paths.
         labels = self.graph.exits.open.values()
         _, pull = self._exits_of_hidden
         masked = [jnp.where(x >= 0, s, 0) for s, x in zip(spatial, labels)]
@@ -97,15 +104,8 @@ class Propagation:
                 moving = graph.options.recurrence * (x - lax.stop_gradient(x))
                 value = self.values.env[v].spread(*self.values.size).array
                 values[v] = Value(lax.stop_gradient(value) + moving, 2)
-        cuts, diagonals = graph.positions.cuts, graph.diagonals or {}
-
-        def read(edge: Edge, value: Value) -> Value:
-            if edge in cuts:
-                value = value.widen(cuts[edge].shape)
-                stopped = lax.stop_gradient(value.array)
-                kept = jnp.where(cuts[edge], stopped, value.array)
-                value = Value(kept, value.depth)
-            return value
+        diagonals = graph.diagonals or {}
+        read = functools.partial(stopped, graph.positions.cuts)
 
         def result(i: int, operands: list[Value], value: Value) -> Value:
             if i not in diagonals:
