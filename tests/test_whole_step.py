@@ -48,7 +48,7 @@ def test_rtrl_is_bptt(kind: str):
     """Norms, encoders and factored weights are no exception."""
     shares = []
 
-    @hypothesis.settings(max_examples=examples(ci=1, thorough=12))
+    @hypothesis.settings(max_examples=examples(ci=3, thorough=20))
     @hypothesis.given(
         problem=et.problems(specs=of_kind(kind), lengths=st.just(5)),
         method=st.sampled_from(["single-step", "multi-step"]),
