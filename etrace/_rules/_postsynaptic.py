@@ -41,7 +41,7 @@ class Postsynaptic:
         f, motion = self._begin(start)
         b = self.window.of_components(self.t, boundary, 1)
         none = jnp.zeros((*self.window.size, 1), f.dtype)
-        g = none if now is None else now.reshape(*self.window.size, -1)
+        g = none if now is None else now.reshape(*self.window.size, self.positions.size)
         count = jnp.arange(1, self.window.length + 1, dtype=jnp.int32)
         scale = 1 / correction(start.steps[None] + count[:, None], self.decay)
         scale = scale.astype(jnp.finfo(f.dtype).dtype)
@@ -65,7 +65,7 @@ class Postsynaptic:
         """ε_f before the window, and what moves it: D and f."""
         d = self.window.of_components(self.t, self.window.jacobian, 2)
         new = self.window.immediate(self.t)[0]
-        new = new.reshape(*new.shape[:3], -1)
+        new = new.reshape(*new.shape[:3], self.positions.size)
         f = start.f.reshape(*new.shape[1:]).astype(new.dtype)
         return f, (d, new)
 
