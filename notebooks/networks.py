@@ -16,22 +16,21 @@ class Leaky(eqx.Module):
     """Leaky neurons, h' = leak h + (1 - leak) tanh(W x + U h + b)."""
 
     encoder: eqx.nn.Linear
-    recurrent: eqx.nn.Linear
+    recurrent: Float[Array, "neurons neurons"]
     leak: float = eqx.field(static=True)
 
     def __init__(self, inputs: int, neurons: int, leak: float, *, key: PRNGKeyArray):
         keys = jax.random.split(key)
         self.encoder = eqx.nn.Linear(inputs, neurons, key=keys[0])
-        recurrent = eqx.nn.Linear(neurons, neurons, use_bias=False, key=keys[1])
         # Of spectral radius about 1, at which credit travels far between neurons.
-        weight = jax.random.normal(keys[1], (neurons, neurons)) / math.sqrt(neurons)
-        self.recurrent = eqx.tree_at(lambda r: r.weight, recurrent, weight)
+        weight = jax.random.normal(keys[1], (neurons, neurons))
+        self.recurrent = weight / math.sqrt(neurons)
         self.leak = leak
 
     def __call__(
         self, h: Float[Array, " neurons"], x: Float[Array, " inputs"]
     ) -> Float[Array, " neurons"]:
-        new = jnp.tanh(self.encoder(x) + self.recurrent(h))
+        new = jnp.tanh(self.encoder(x) + self.recurrent @ h)
         return self.leak * h + (1 - self.leak) * new
 
 
@@ -60,7 +59,7 @@ class LeakyNet(eqx.Module):
         self.readout = eqx.nn.Linear(neurons, outputs, key=last)
 
     def init_state(self) -> list[Float[Array, " neurons"]]:
-        return [jnp.zeros(layer.recurrent.out_features) for layer in self.layers]
+        return [jnp.zeros(len(layer.recurrent)) for layer in self.layers]
 
     def __call__(
         self, state: list[Float[Array, " neurons"]], x: Float[Array, " inputs"]

@@ -18,7 +18,7 @@ import etrace.testing as et
 from .helpers import examples, fresh_caches, gradient_by_windows
 
 TOLERANCE = 1e-9
-SPLITS = examples(ci=3, thorough=13)  # window splits per model
+SPLITS = examples(ci=5, thorough=13)  # window splits per model
 
 
 def draw_splits(
@@ -58,7 +58,7 @@ def starting_with(kind: str, others: list[str], max_layers: int):
 def test_single_step_equals_dense_reference(kind: str):
     shares = []
 
-    @hypothesis.settings(max_examples=examples(ci=2, thorough=15))
+    @hypothesis.settings(max_examples=examples(ci=4, thorough=15))
     @hypothesis.given(data=st.data())
     def run(data: st.DataObject):
         specs = starting_with(kind, ["gru", "lif"], 3)
@@ -94,7 +94,7 @@ def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
         assert et.gradient_distance(grads, expected) < TOLERANCE
 
 
-@hypothesis.settings(max_examples=examples(ci=3, thorough=20))
+@hypothesis.settings(max_examples=examples(ci=5, thorough=20))
 @hypothesis.given(problem=et.problems(lengths=st.just(5)))
 def test_one_multi_step_window_is_bptt(problem: et.Problem):
     fresh_caches(3)
@@ -108,7 +108,7 @@ LOCAL = ["lru", "indrnn", "mingru", "leaky", "lif", "complex_lru"]
 
 
 @pytest.mark.parametrize("kind", LOCAL)
-@hypothesis.settings(max_examples=examples(ci=1, thorough=10))
+@hypothesis.settings(max_examples=examples(ci=2, thorough=10))
 @hypothesis.given(data=st.data())
 def test_exact_on_position_local_recurrences(kind: str, data: st.DataObject):
     specs = et.net_specs(kinds=[kind], max_layers=1, norms=False, extras=False)

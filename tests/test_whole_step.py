@@ -2,6 +2,7 @@
 RTRL."""
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -283,6 +284,30 @@ def test_every_example_draws_its_own_signs(rule: Any):
     one_stream = each(jnp.stack([key] * 3), *data).sum(axis=0)
     assert et.gradient_distance(batched, expected) < TOLERANCE
     assert et.gradient_distance(batched, one_stream) > 1e-3
+
+
+@pytest.mark.parametrize("rule", RANDOM)
+def test_the_key_is_kept_with_the_trace(rule: Any):
+    """Going on from a saved state gives the same numbers; any kind of key will do."""
+    model = ComplexNet()
+    x = jnp.ones((4, 2))
+    for key in (
+        jax.random.key(0),
+        jax.random.PRNGKey(0),
+        jax.random.key(0, impl="rbg"),
+    ):
+        algorithm = rule(model, key=key)
+        start = algorithm.init(x[0])
+        _, *state = algorithm.update(*start, etrace.MultiStepData(x))
+        file = io.BytesIO()
+        eqx.tree_serialise_leaves(file, state)
+        file.seek(0)
+        found = eqx.tree_deserialise_leaves(file, state)
+        after = [algorithm.update(*s, x[0])[3].data for s in (state, found)]
+        assert eqx.tree_equal(*after)
+        drawn = [s.data.key for s in (start[2], state[2])]
+        assert all(k.dtype == jnp.uint32 for k in drawn)
+        assert (drawn[0] != drawn[1]).any()
 
 
 @pytest.mark.parametrize("rule", RANDOM)

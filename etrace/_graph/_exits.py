@@ -140,12 +140,14 @@ class _Walk:
     def _returns(self, outputs, label: np.ndarray, mixing: bool) -> np.ndarray:
         """Where an operation leads back to the new state of the label's own group."""
         result = np.zeros(label.shape, bool)
-        for g, backward in zip(self.positions.groups, self.positions.backward):
-            own = (label >= g.offset) & (label < g.offset + g.size)
+        for g, backward in enumerate(self.positions.backward):
+            own = self.positions.group_of(label) == g
+            if mixing:
+                result |= own & self.positions.flows_into(g, outputs)
+                continue
             for v in outputs:
                 if v in backward:
-                    reached = backward[v] != UNSET
-                    result |= own & (reached.any() if mixing else reached)
+                    result |= own & (backward[v] != UNSET)
         return result
 
 

@@ -20,7 +20,7 @@ from ._exits import Exits, find_exits
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
-from ._positions import UNSET, Positions, find_positions
+from ._positions import Positions, find_positions
 from ._primitives import Primitives
 from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
@@ -101,12 +101,8 @@ class Graph:
         if edge[0] == len(self.program.equations):
             return False
         outputs = self.program.equations[edge[0]].outputs
-        return any(
-            (labels[v] != UNSET).any()
-            for g, labels in enumerate(self.positions.backward)
-            for v in outputs
-            if g != group and v in labels
-        )
+        others = (g for g in range(len(self.positions.groups)) if g != group)
+        return any(self.positions.flows_into(g, outputs) for g in others)
 
     def read_out(self, edge: Edge, params: Any, consts: Any) -> Array:
         """The weight that reads a value at an edge, of `read_out_shape`."""
@@ -134,7 +130,7 @@ class Graph:
     def expressions(self) -> frozenset[Var]:
         """Values made of parameters and constants alone."""
         given = [self.inputs[n] for n in ("hidden", "other", "inputs")]
-        data = _dependent(self.program, (v for some in given for v in some))
+        data = dependent(self.program, (v for some in given for v in some))
         values = {v for e in self.program.equations for v in e.outputs}
         return frozenset((values | {*self.inputs["params"]}) - data)
 
@@ -176,7 +172,7 @@ def analyse(
     exits = find_exits(primitives, positions, meetings.entering)
     diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":
-        moving = _dependent(program, arguments["hidden"])
+        moving = dependent(program, arguments["hidden"])
         diagonals = find_diagonals(primitives, positions, exits, moving)
     if isinstance(options.recurrence, float):
         check_single(positions, call)
@@ -202,7 +198,8 @@ def analyse(
     )
 
 
-def _dependent(program: Program, start: Iterable[Var]) -> set[Var]:
+def dependent(program: Program, start: Iterable[Var]) -> set[Var]:
+    """The values that depend on others, and these."""
     reached = set(start)
     for e in program.equations:
         if any(v in reached for v in e.inputs):

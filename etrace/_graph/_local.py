@@ -88,9 +88,9 @@ class LocalRegion:
 
         Not those that were cut: what enters by a site is not stopped there.
         """
-        g, cuts = self.graph.positions.groups[group], self.graph.positions.cuts
+        positions = self.graph.positions
         return [
-            (label >= g.offset) & (label < g.offset + g.size) & (edge not in cuts)
+            (positions.group_of(label) == group) & (edge not in positions.cuts)
             for edge, label in self.graph.exits.open.items()
         ]
 

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._batched import Env, Value, run, stopped
-from ._graph import Graph
+from ._graph import Graph, dependent
 from ._positions import UNSET
 from ._primitives import Kind
 from ._program import Edge, Var
@@ -94,12 +94,9 @@ class OwnPropagation(Propagation):
 @functools.lru_cache(maxsize=256)
 def _equations(graph: Graph) -> tuple[int, ...]:
     """What depends on the old state."""
-    active, result = {*graph.old}, []
-    for i, e in enumerate(graph.program.equations):
-        if e.outputs and any(v in active for v in e.inputs):
-            active.update(e.outputs)
-            result.append(i)
-    return tuple(result)
+    moving = dependent(graph.program, graph.old)
+    equations = enumerate(graph.program.equations)
+    return tuple(i for i, e in equations if any(v in moving for v in e.outputs))
 
 
 def _mixed(graph: Graph) -> list[Var]:

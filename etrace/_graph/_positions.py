@@ -7,7 +7,7 @@ value would arrive at another position than its own, the path is *cut*.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -51,6 +51,11 @@ class Positions:
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
     moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
+
+    def flows_into(self, group: int, values: Iterable[Var]) -> bool:
+        """Whether one of some values flows into the new state of a group."""
+        backward = self.backward[group]
+        return any((backward[v] != UNSET).any() for v in values if v in backward)
 
     def group_of(self, labels: np.ndarray) -> np.ndarray:
         """The group of each global position (UNSET where there is none)."""

@@ -89,12 +89,10 @@ def complete_groups(graph: Graph) -> frozenset[int]:
 def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
     """The elements, where they are read, from which nothing returns to a group: of
     outputs and operations that do not lead to its new state, and its own at exits."""
-    backward = graph.positions.backward[group]
+    positions = graph.positions
     equations, kinds = graph.program.equations, graph.primitives.kinds
     returning = {
-        i
-        for i, e in enumerate(equations)
-        if any((backward[v] != UNSET).any() for v in e.outputs if v in backward)
+        i for i, e in enumerate(equations) if positions.flows_into(group, e.outputs)
     }
     mixing = (i for i, kind in enumerate(kinds) if kind is Kind.MIXING)
     result = {
@@ -103,9 +101,8 @@ def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
         if i not in returning
         for j, v in enumerate(equations[i].inputs)
     }
-    g = graph.positions.groups[group]
     for edge, label in graph.exits.open.items():
-        own = (label >= g.offset) & (label < g.offset + g.size)
+        own = positions.group_of(label) == group
         result.setdefault(edge, own if edge[0] in returning else label != UNSET)
     return result
 

@@ -8,10 +8,9 @@ c_t = 1 - α^t. So, with B_t the boundary signal and g_t = λ_t · f^e_t at the 
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
@@ -59,7 +58,8 @@ class FactoredRule(ETraceVjpAlgorithm):
         adjoints = window.adjoints(signals.boundary)
         at_sites = list(window.at_sites([a[1:] for a in adjoints]))
         at_exits = window.local.exits_at_sites(signals.spatial)
-        whole = seen_at_exits(window.graph) & set(_factored_ones(data))
+        seen = seen_at_exits(window.graph)
+        whole = {t for t in seen if isinstance(data[t], Factors)}
         past = []
         for t, trace in enumerate(data):
             if not isinstance(trace, Factors):
@@ -82,8 +82,8 @@ class FactoredRule(ETraceVjpAlgorithm):
             boundary = window.at_trace(t, signals.boundary, 1)[0]
             if isinstance(trace, Factors):
                 f = total(boundary * trace.f.astype(boundary.dtype))
-                scale = 1 / correction(trace.steps, self.decays[1])
-                f = f * scale.reshape(-1, 1, 1, 1).astype(jnp.finfo(f.dtype).dtype)
+                scale = correction(trace.steps, self.decays[1], f.dtype)
+                f = f * scale.reshape(-1, 1, 1, 1)
                 result.append(factored.outer(f, trace.x))
             else:
                 result.append(per_parameter.contract(boundary, trace))
@@ -105,7 +105,3 @@ class FactoredRule(ETraceVjpAlgorithm):
                 whole = window.at_trace(t, [p[0] for p in propagators], 2)
                 result.append(per_parameter.advance(trace, whole, moved[t], x))
         return tuple(result)
-
-
-def _factored_ones(data: Sequence[Factors | Array]) -> Iterator[int]:
-    return (t for t, trace in enumerate(data) if isinstance(trace, Factors))

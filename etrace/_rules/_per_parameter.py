@@ -70,9 +70,7 @@ def _outer(f: Array, x: Array) -> Array:
         each = f[..., None].astype(dtype) * x[:, :, None, :, :, None].astype(dtype)
         if len(f) == 1:
             return each[0]
-        # A sum over time; as a product, because XLA's reductions are slow on CPU.
-        total = jnp.ones(len(f), each.dtype) @ each.reshape(len(f), -1)
-        return total.reshape(each.shape[1:])
+        return _total(each)
     # [batch, b, p, components, o, c]. An einsum might change the order of the operands,
     # and XLA transpose what is as large as a trace.
     numbers = (((0,), (0,)), ((1, 3, 4), (1, 2, 3)))
@@ -112,9 +110,15 @@ def _as_product(a: Array, trace: Array) -> Array:
     """Of x = 1 alone. In rows: loops whose last axes have length one are slow, too."""
     a, trace = _both(a, trace)
     rows = len(trace) * trace.shape[1]
-    each = a.reshape(rows, -1) * trace.reshape(rows, -1)
-    total = jnp.ones(rows, each.dtype) @ each
+    total = _total(a.reshape(rows, -1) * trace.reshape(rows, -1))
     return jnp.sum(total.reshape(trace.shape[2:]), axis=1)
+
+
+def _total(x: Array) -> Array:
+    """The sum over the first axis; as a product, because XLA's reductions are slow on
+    CPU."""
+    total = jnp.ones(len(x), x.dtype) @ x.reshape(len(x), -1)
+    return total.reshape(x.shape[1:])
 
 
 def _by_examples(a: Array, trace: Array) -> Array:

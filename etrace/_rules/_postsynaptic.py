@@ -43,8 +43,7 @@ class Postsynaptic:
         none = jnp.zeros((*self.window.size, 1), f.dtype)
         g = none if now is None else now.reshape(*self.window.size, self.positions.size)
         count = jnp.arange(1, self.window.length + 1, dtype=jnp.int32)
-        scale = 1 / correction(start.steps[None] + count[:, None], self.decay)
-        scale = scale.astype(jnp.finfo(f.dtype).dtype)
+        scale = correction(start.steps[None] + count[:, None], self.decay, f.dtype)
 
         def step(f: Array, at_t: tuple) -> tuple[Array, Array]:
             motion, b, g, scale = at_t
@@ -80,10 +79,14 @@ class Postsynaptic:
         return take(values, self.positions.reshape(-1))
 
 
-def correction(steps: Array, decay: float) -> Array:
-    """1 - α^steps, the sum of the weights ε_f gave to what it has seen."""
-    result = 1 - jnp.asarray(decay, float) ** steps.astype(float)
-    return jnp.where(steps == 0, jnp.ones_like(result), result)
+def correction(steps: Array, decay: float, dtype: Any) -> Array:
+    """1 / (1 - α^steps), by the sum of the weights ε_f gave to what it has seen.
+
+    Real, of the precision of `dtype`.
+    """
+    weights = 1 - jnp.asarray(decay, float) ** steps.astype(float)
+    result = 1 / jnp.where(steps == 0, jnp.ones_like(weights), weights)
+    return result.astype(jnp.finfo(dtype).dtype)
 
 
 def total(x: Array) -> Array:
