@@ -69,7 +69,8 @@ distclean: clean ## remove the virtual environments too
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=
 $(VENV)/.installed-demo: WANTED = --editable '.[demo]'
-$(VENV)/.installed-test: WANTED = --editable '.[demo,testing]' --group test
+$(VENV)/.installed-test: WANTED = --editable '.[demo,testing]' --group test \
+	$(if $(PINS),,--group third-party)
 $(VENV)/.installed-lint: WANTED = --editable '.[testing]' --group lint
 $(VENV)/.installed-bench: WANTED = --editable '.[demo,testing]' $(if $(PEER),--group peer)
 $(VENV)/.installed-docs: WANTED = --editable '.[testing]' --group docs

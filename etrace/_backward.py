@@ -20,7 +20,6 @@ from ._graph import (
     inexact,
     inject,
 )
-from ._model import split_complex
 from ._window import Window
 
 
@@ -245,7 +244,8 @@ def _multi_step(
     """
     params, inputs, hidden = pull(*cotangents)
     # The cotangent of re + i im is ∂L/∂re - i ∂L/∂im.
-    leaves = split_complex([jnp.conj(x) for x in jax.tree.leaves(hidden)])
+    leaves = [jnp.conj(x) for x in jax.tree.leaves(hidden)]
+    leaves = window.graph.coordinates.split(leaves)
     first = window.part(0, 1)
     boundary = first.values.to_groups(leaves)
 

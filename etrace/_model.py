@@ -7,7 +7,6 @@ A model is any `equinox.Module` with
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -279,38 +278,3 @@ def _check_hidden(hidden: PyTree, state: PyTree) -> None:
                 "expected floating-point or complex leaves only, through which credit "
                 "is assigned. Leave it out of the filter: it will be carried along."
             )
-
-
-# ---------------------------------------------------------------- complex leaves as two
-
-
-def split_complex(leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """Real leaves; a complex one becomes its real and its imaginary part."""
-    result: list[jax.Array] = []
-    for x in leaves:
-        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
-        result += [jnp.real(x), jnp.imag(x)] if is_complex else [x]
-    return result
-
-
-def join_complex(
-    reals: Sequence[Any], like: Sequence[Any], join: Callable = jax.lax.complex
-) -> list[Any]:
-    """Undoes `split_complex`, given leaves of the original dtypes."""
-    remaining = iter(reals)
-    return [
-        join(next(remaining), next(remaining))
-        if jnp.issubdtype(x.dtype, jnp.complexfloating)
-        else next(remaining)
-        for x in like
-    ]
-
-
-def real_names(call: Call) -> list[str]:
-    """Names of the hidden leaves, complex ones as two."""
-    result = []
-    for name, x in zip(call.hidden.names(), call.hidden.leaves):
-        name = name or "state"
-        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
-        result += [f"re {name}", f"im {name}"] if is_complex else [name]
-    return result

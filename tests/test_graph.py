@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import etrace
 import etrace.testing as et
@@ -195,98 +194,8 @@ def vector_step(update: Callable) -> Callable:
     return step
 
 
-def substeps(m, h, x):
-    body = lambda _, s: s + 0.1 * (m.b @ x - jax.nn.sigmoid(m.a) * s)  # noqa: E731
-    return lax.fori_loop(0, 3, body, h)
-
-
-def branches(m, h, x):
-    return lax.cond(
-        x[0] > 0,
-        lambda h: jax.nn.sigmoid(m.a) * h + m.b @ x,
-        lambda h: 0.5 * h + m.b @ (2 * x),
-        h,
-    )
-
-
-def switched(m, h, x):
-    which = jnp.clip(jnp.round(x[0] * 3), 0, 2).astype(int)
-    return lax.switch(
-        which, [lambda h: m.a * h, lambda h: m.b @ x, lambda h: h + m.b @ x], h
-    )
-
-
 def leak(m, h):
     return jax.nn.sigmoid(m.a) * h
-
-
-def filled(u):
-    return u.at[np.array([2, 0, 9, 1])].get(mode="fill", fill_value=0.0)
-
-
-MASK = np.array([[0.0, 1.0, 1.0]])
-PERMUTATION = np.array([2, 0, 3, 1])
-EXACT = {
-    "roll": lambda m, h, x: leak(m, h) + jnp.roll(m.b @ x, 1),
-    "permutation": lambda m, h, x: leak(m, h) + (m.b @ x)[PERMUTATION],
-    "out of bounds": lambda m, h, x: leak(m, h) + filled(m.b @ x),
-    "pad": lambda m, h, x: leak(m, h) + jnp.pad((m.b @ x)[1:], (0, 1)),
-    "transpose": lambda m, h, x: leak(m, h) + (x @ m.b.T),
-    "split": lambda m, h, x: leak(m, h) + jnp.concatenate(jnp.split(m.b @ x, 2)),
-    "cond": branches,
-    "switch": switched,
-    "fori_loop": substeps,
-    "checkpoint": lambda m, h, x: jax.checkpoint(lambda h: leak(m, h) + m.b @ x)(h),
-    "nested jit": lambda m, h, x: jax.jit(lambda h: leak(m, h) + m.b @ x)(h),
-    "vmap": lambda m, h, x: leak(m, h) + jax.vmap(lambda row: row @ x)(m.b),
-    "where": lambda m, h, x: jnp.where(x[0] > 0, m.a, 0.9 * h) + m.b @ x,
-    "constant mask": lambda m, h, x: leak(m, h) + (m.b * MASK) @ x,
-    "weight used twice": lambda m, h, x: leak(m, h) * m.a + m.b @ x + m.b @ (x * x),
-    "scalar weight": lambda m, h, x: jax.nn.sigmoid(m.a[0]) * h + m.b @ x,
-}
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_position_local_constructs_equal_bptt(name: str):
-    model, (inputs, targets) = plain(vector_step(EXACT[name])), sequence(IN)
-    grads = online(model, inputs, targets)
-    _, expected = et.bptt(model, et.squared_error, inputs, targets)
-    _, now = et.truncated(model, et.squared_error, inputs, targets, window=1)
-    assert close(grads, expected)
-    assert et.gradient_distance(expected, now) > 1e-2
-
-
-def normed(u):
-    return (u - u.mean()) / jnp.sqrt(u.var() + 1e-5)
-
-
-def long_scan(m, h, x):
-    return lax.scan(lambda h, _: (h + 0.02 * (m.b @ x), None), h, None, length=40)[0]
-
-
-NOW = {
-    "LayerNorm": lambda m, h, x: leak(m, h) + normed(m.b @ x),
-    "softmax": lambda m, h, x: leak(m, h) + jax.nn.softmax(m.b @ x),
-    "constant matrix": lambda m, h, x: leak(m, h) + jnp.ones((N, N)) @ (m.b @ x),
-    "long scan": lambda m, h, x: leak(m, long_scan(m, h, x)),
-    "cumulative sum": lambda m, h, x: leak(m, h) + jnp.cumsum(m.b @ x),
-}
-
-
-@pytest.mark.parametrize("name", NOW)
-def test_mixing_tails_keep_now_and_say_so(name: str):
-    model, (inputs, targets) = plain(vector_step(NOW[name])), sequence(IN)
-    with pytest.warns(etrace.UntracedParameterWarning, match=r"\.b at test_graph\.py"):
-        report = etrace.DRTRL(model).graph(inputs[0])
-    (row,) = [row for row in report.rows if row.parameter == ".b"]
-    assert row.status == "now" and row.reason
-    grads = online(model, inputs, targets)
-    _, now = et.truncated(model, et.squared_error, inputs, targets, window=1)
-    _, expected = et.bptt(model, et.squared_error, inputs, targets)
-    assert close(grads.b, now.b)
-    if name != "long scan":  # there the state itself passes through the loop
-        assert close(grads.a, expected.a) and not close(grads.a, now.a)
-    assert close(grads.r, expected.r)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -333,16 +242,6 @@ def test_lateral_coupling_is_cut_and_reported():
     )[:2]
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert jnp.allclose(a, b, rtol=1e-9, atol=1e-12)
-
-
-def test_a_delay_line_is_reported():
-    def step(m, state, x):
-        v, line = state
-        v = leak(m, v) + m.b @ x
-        return m.r @ line[-1], (v, jnp.concatenate([v[None], line[:-1]]))
-
-    model = plain(step, lambda: (jnp.zeros(N), jnp.zeros((2, N))))
-    assert "from another position" in str(etrace.DRTRL(model).graph(jnp.zeros(IN)))
 
 
 def test_a_custom_derivative_that_mixes_is_not_trusted():

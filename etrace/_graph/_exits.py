@@ -8,12 +8,14 @@ operation leads back to the new state of the position's own group, the edge is *
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
-from ._positions import UNSET, Labels, Positions
-from ._primitives import NOTHING, Kind, Primitives
+from ._kinds import Kind
+from ._positions import UNSET, Labels, Positions, in_blocks
+from ._primitives import Primitives
 from ._program import Edge, Var
 
 
@@ -31,24 +33,36 @@ class Exits:
 
 
 def find_exits(
-    primitives: Primitives, positions: Positions, entering: Mapping[Edge | Var, object]
+    primitives: Primitives,
+    positions: Positions,
+    entering: Mapping[Edge | Var, object],
+    converging: Mapping[Edge, np.ndarray],
 ) -> Exits:
     """Follows the labels of the old state, and of what enters through sites.
 
     `entering` holds the labels of sites, by the equation's output or, for a weight that
-    is traced where it is read, by its edge.
+    is traced where it is read, by its edge. What they hold is not mixed where mixing
+    operations are `converging`.
     """
     labels = dict(positions.forward)
-    walk = _Walk(primitives, positions, labels)
+    walk = _Walk(primitives, positions, converging, labels)
     closed = walk.leaving()[1]
-    walk = _Walk(primitives, positions, walk.with_sites(entering))
+    labels = walk.with_sites(entering)
+    walk = _Walk(primitives, positions, converging, labels)
     return Exits(walk.leaving()[0], closed)
 
 
 class _Walk:
-    def __init__(self, primitives: Primitives, positions: Positions, labels: Labels):
+    def __init__(
+        self,
+        primitives: Primitives,
+        positions: Positions,
+        converging: Mapping[Edge, np.ndarray],
+        labels: Labels,
+    ):
         self.primitives = primitives
         self.positions = positions
+        self.converging = converging
         self.labels = labels
 
     def with_sites(self, entering: Mapping) -> Labels:
@@ -59,22 +73,23 @@ class _Walk:
             for v in equation.outputs:
                 if v in entering:
                     labels[v] = entering[v]
-            if kind in (Kind.MIXING, Kind.STOP):
-                continue
             operands = [
                 self._operand(labels, entering, (i, j))
                 for j in range(len(equation.inputs))
             ]
-            if all(o is None for o in operands):
+            if kind is Kind.STOP or all(o is None for o in operands):
                 continue
-            if kind is Kind.MOVEMENT:
-                found = self._moved(i, operands)
+            if kind is Kind.MIXING:
+                found = self._mixed(i, operands)
+            elif kind is Kind.MOVEMENT:
+                found = self.primitives.moved(i, operands, UNSET)
             else:
                 found = self._combined(i, [o for o in operands if o is not None])
             for v, label in zip(equation.outputs, found):
                 if v.inexact and (label != UNSET).any():
                     old = labels.get(v)
-                    labels[v] = label if old is None else _first(old, label)
+                    parts = [label] if old is None else [old, label]
+                    labels[v] = self._flowing(v, parts)
         return labels
 
     def _operand(self, labels: Labels, entering: Mapping, edge: Edge):
@@ -86,32 +101,51 @@ class _Walk:
         cut = self.positions.cuts[edge]
         return np.where(cut, UNSET, np.broadcast_to(label, cut.shape))
 
-    def _moved(self, i: int, operands: list) -> list[np.ndarray]:
-        inputs = self.primitives.program.equations[i].inputs
-        flat = np.concatenate(
-            [
-                np.full(v.size, UNSET) if o is None else o.reshape(-1)
-                for v, o in zip(inputs, operands)
-            ]
-        )
-        return [
-            np.where(source == NOTHING, UNSET, flat[source])
-            for source in self.primitives.sources(i)
-        ]
-
     def _combined(self, i: int, operands: list) -> list[np.ndarray]:
-        """Where labels differ, the one that flows into the state."""
         outputs = self.primitives.program.equations[i].outputs
-        result = np.full(outputs[0].shape, UNSET)
-        for operand in operands:
-            result = _first(result, np.broadcast_to(operand, result.shape))
-        for operand in operands:
-            label = np.broadcast_to(operand, result.shape)
+        shape = outputs[0].shape
+        parts = [np.broadcast_to(operand, shape) for operand in operands]
+        return [self._flowing(outputs[0], parts)] * len(outputs)
+
+    def _flowing(self, var: Var, parts: list[np.ndarray]) -> np.ndarray:
+        """Where labels differ, the one that flows into the state."""
+        result = functools.reduce(_first, parts)
+        for label in parts:
             for backward in self.positions.backward:
-                flows = backward.get(outputs[0])
-                if flows is not None:
-                    result = np.where((label >= 0) & (flows == label), label, result)
-        return [result] * len(outputs)
+                if var in backward:
+                    flows = (label >= 0) & (backward[var] == label)
+                    result = np.where(flows, label, result)
+        return result
+
+    def _mixed(self, i: int, operands: list) -> list[np.ndarray]:
+        """What a mixing operation leaves apart."""
+        outputs = self.primitives.program.equations[i].outputs
+        found = [np.full(v.shape, UNSET) for v in outputs]
+        for j, label in enumerate(operands):
+            blocks = self.primitives.blocks((i, j))
+            if label is not None and blocks is not None:
+                passing = np.where(self._passes((i, j), label), label, UNSET)
+                own = in_blocks(passing, blocks)
+                own = np.where(own >= 0, own, UNSET)
+                found = list(map(_first, found, blocks.to_results(own)))
+        return found
+
+    def _passes(self, edge: Edge, label: np.ndarray) -> np.ndarray:
+        """Which elements of an operand keep their label through a mixing operation:
+        all where it is inner, else those that it leads to their own position."""
+        if edge in self.positions.inner or edge not in self.converging:
+            return (label >= 0) & (edge in self.positions.inner)
+        return (label >= 0) & ~self.converging[edge]
+
+    def _at_mixing(self, edge: Edge) -> np.ndarray:
+        """The labels of what is mixed with other positions."""
+        var = self.primitives.program.operand(edge)
+        label = self.labels[var]
+        if edge not in self.positions.inner and var in self.positions.forward:
+            own = self.positions.forward[var]
+            staying = self._passes(edge, np.where(own >= 0, UNSET, label))
+            return np.where(staying, UNSET, _first(own, label))
+        return np.where(self._passes(edge, label), UNSET, label)
 
     def leaving(self) -> tuple[dict[Edge, np.ndarray], dict[Edge, np.ndarray]]:
         """(exits, closed edges) of the labelled values."""
@@ -123,7 +157,9 @@ class _Walk:
                 label = self.labels.get(v)
                 if label is None or not (mixing or (i, j) in cuts):
                     continue
-                if not mixing:
+                if mixing:
+                    label = self._at_mixing((i, j))
+                else:
                     cut = cuts[i, j]
                     own = self.positions.forward.get(v, np.full(v.shape, UNSET))
                     label = np.where(cut, np.broadcast_to(own, cut.shape), UNSET)

@@ -14,13 +14,16 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from .._model import Call, Spec, join_complex, split_complex
+from .._model import Call, Spec
 from ._batched import Env, Value, run
+from ._chains import join_chains
+from ._coordinates import Coordinates
 from ._exits import Exits, find_exits
+from ._inner import inner_axes
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
-from ._positions import Positions, find_positions
+from ._positions import Positions, converging, find_positions
 from ._primitives import Primitives
 from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
@@ -32,17 +35,19 @@ class Graph:
     """See the module's docstring. Static: it may sit in the structure of a pytree."""
 
     call: Call
+    coordinates: Coordinates
     outputs: Spec  # of the model's outputs
     program: Program
     primitives: Primitives
     positions: Positions
+    converging: Mapping[Edge, np.ndarray]
     exits: Exits
     sites: tuple[Site, ...]
     traces: tuple[TraceSpec, ...]
     couplings: tuple[np.ndarray, ...]  # per group: which entries of D may not be zero
     occurrences: tuple[Occurrence, ...]
     weight_equations: tuple[int, ...]
-    old: tuple[Var, ...]  # hidden leaves before the step, complex ones as two
+    old: tuple[Var, ...]  # (real) hidden leaves before the step
     new: tuple[Var, ...]  # ... and after it
     options: GraphOptions
     diagonals: Mapping[int, Diagonal] | None
@@ -136,7 +141,7 @@ class Graph:
 
     @functools.cached_property
     def inputs(self) -> Mapping[str, tuple[Var, ...]]:
-        return _split(self.program.inputs, _argument_sizes(self.call))
+        return _arguments(self.program, self.call, self.coordinates)
 
 
 def analyse(
@@ -154,37 +159,47 @@ def analyse(
     - `options`: what the learning rule asks for.
     """
     call.check()
-    program = _trace(call)
-    arguments = _split(program.inputs, _argument_sizes(call))
-    known = {
-        v: c
-        for v, c in zip(arguments["consts"], constants, strict=True)
-        if c is not None
-    }
-    primitives = Primitives(program, known)
-    old = arguments["hidden"]
-    n = len(old)
-    first = len(program.outputs) - len(call.other.leaves) - n
-    new = program.outputs[first : first + n]
-    positions = find_positions(primitives, old, new)
+    coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
+    while True:
+        program = _trace(call, coordinates)
+        arguments = _arguments(program, call, coordinates)
+        data = [v for n in ("hidden", "other", "inputs") for v in arguments[n]]
+        first = len(program.outputs) - len(call.other.leaves) - len(arguments["hidden"])
+        program = join_chains(
+            program, arguments["params"], data, program.outputs[first:]
+        )
+        pairs = zip(arguments["consts"], constants, strict=True)
+        primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
+        old = arguments["hidden"]
+        new = program.outputs[first : first + len(old)]
+        positions = find_positions(primitives, old, new)
+        inner = inner_axes(primitives, positions, old, new)
+        if not inner:
+            break
+        coordinates = coordinates.with_inner(inner)
     meetings = Meetings(primitives, positions, new, options.mixing_tails)
     meetings.run(arguments)
-    exits = find_exits(primitives, positions, meetings.entering)
+    open_tails = converging(primitives, meetings.flow)
+    exits = find_exits(primitives, positions, meetings.entering, open_tails)
     diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":
         moving = dependent(program, arguments["hidden"])
         diagonals = find_diagonals(primitives, positions, exits, moving)
     if isinstance(options.recurrence, float):
-        check_single(positions, call)
-    memory = Memory(primitives, positions, exits, old, new, options, diagonals)
+        check_single(positions, coordinates.names())
+    memory = Memory(
+        primitives, positions, open_tails, exits, old, new, options, diagonals
+    )
     traces = tuple(memory.trace(meetings.sites, *found) for found in meetings.found)
     outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
     return Graph(
         call,
+        coordinates,
         Spec.of(outputs),
         program,
         primitives,
         positions,
+        open_tails,
         exits,
         tuple(meetings.sites),
         traces,
@@ -207,13 +222,17 @@ def dependent(program: Program, start: Iterable[Var]) -> set[Var]:
     return reached
 
 
-def _argument_sizes(call: Call) -> dict[str, int]:
-    hidden = call.hidden.leaves
+def _arguments(
+    program: Program, call: Call, coordinates: Coordinates
+) -> dict[str, tuple[Var, ...]]:
+    return _split(program.inputs, _argument_sizes(call, coordinates))
+
+
+def _argument_sizes(call: Call, coordinates: Coordinates) -> dict[str, int]:
     return {
         "params": len(call.params.leaves),
         "consts": len(call.consts.leaves),
-        "hidden": len(hidden)
-        + sum(np.issubdtype(x.dtype, np.complexfloating) for x in hidden),
+        "hidden": len(coordinates.leaves),
         "other": len(call.other.leaves),
         "inputs": len(call.inputs.leaves),
     }
@@ -227,29 +246,24 @@ def _split(flat, sizes: dict[str, int]) -> dict[str, tuple]:
     }
 
 
-def _trace(call: Call) -> Program:
+def _trace(call: Call, coordinates: Coordinates) -> Program:
     """The step as a program of flat real hidden leaves."""
-    specs = call.specs
+    specs, sizes = call.specs, _argument_sizes(call, coordinates)
 
     def flat_step(*leaves):
-        parts: dict[str, Any] = _split(leaves, _argument_sizes(call))
-        parts["hidden"] = join_complex(parts["hidden"], call.hidden.leaves)
+        parts: dict[str, Any] = _split(leaves, sizes)
+        parts["hidden"] = coordinates.join(parts["hidden"])
         trees = [s.treedef.unflatten(p) for s, p in zip(specs, parts.values())]
         outputs, hidden, other = call.step(*trees)
         return (
             *jax.tree.leaves(outputs),
-            *split_complex(jax.tree.leaves(hidden)),
+            *coordinates.split(jax.tree.leaves(hidden)),
             *jax.tree.leaves(other),
         )
 
-    def real(x):
-        part = jax.eval_shape(jax.numpy.real, x)
-        return [part, part] if np.issubdtype(x.dtype, np.complexfloating) else [x]
-
     arguments = [x for s in specs[:2] for x in s.leaves]
-    arguments += [part for x in call.hidden.leaves for part in real(x)]
+    arguments += coordinates.leaves
     arguments += [x for s in specs[3:] for x in s.leaves]
-    n_hidden = _argument_sizes(call)["hidden"]
     n_out = len(jax.eval_shape(flat_step, *arguments))
-    first = n_out - len(call.other.leaves) - n_hidden
-    return trace_program(flat_step, arguments, range(first, first + n_hidden))
+    first = n_out - len(call.other.leaves) - sizes["hidden"]
+    return trace_program(flat_step, arguments, range(first, first + sizes["hidden"]))

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run, take
+from ._batched import Env, Value, run, stopped, take
 from ._graph import Graph
 from ._positions import UNSET
 from ._program import Edge
@@ -156,11 +156,13 @@ class LocalRegion:
         graph, values = self.graph, dict(self.values.env)
         direct: dict[Edge, Value] = {}
         shifts: dict[int, Array] = {}
+        region = local_equations(graph)
         for site, value in zip(graph.sites, at_sites, strict=True):
-            if not site.direct:
+            if not site.direct and site.edge[0] not in region:
                 values[site.equation.outputs[0]] = Value(value, 2)
-            elif outputs and site.elementwise:
-                # Several weights may meet in one operation.
+            elif not site.direct or (outputs and site.elementwise):
+                # Several weights may meet in one operation, and what it reads may come
+                # from a site.
                 old = shifts.get(site.edge[0], 0)
                 shifts[site.edge[0]] = old + value - lax.stop_gradient(value)
             else:
@@ -172,11 +174,9 @@ class LocalRegion:
             return Value(value.spread(*self.values.size).array + shifts[i], 2)
 
         def read(edge: Edge, value: Value) -> Value:
-            return direct.get(edge, value)
+            return stopped(graph.converging, edge, direct.get(edge, value))
 
-        return run(
-            graph.program, values, local_equations(graph), edge=read, result=result
-        )
+        return run(graph.program, values, region, edge=read, result=result)
 
 
 def added(

@@ -6,6 +6,16 @@ from typing import Literal
 
 import numpy as np
 
+from ._kinds import Kind
+from ._losses import (
+    BEHIND_MIXING,
+    LOCAL_PART,
+    ONLY_BY_MIXING,
+    SEVERAL_POSITIONS,
+    Reason,
+    not_traceable,
+    together,
+)
 from ._options import MixingTails
 from ._positions import (
     BLOCKED,
@@ -16,7 +26,7 @@ from ._positions import (
     propagate_backwards,
     pull,
 )
-from ._primitives import Kind, Primitives
+from ._primitives import Primitives
 from ._program import Edge, Var
 from ._sites import Site, make_site
 
@@ -30,6 +40,7 @@ class Occurrence:
     site: int | None
     status: Literal["traced", "partly", "now", "output"]
     reason: str
+    remedy: str = ""
 
     def followed(self) -> "Occurrence":
         """What becomes of it where credit takes every path."""
@@ -87,20 +98,23 @@ class Meetings:
             if v not in self.data and self.parameters.get(v) and v.inexact:
                 self._record((end, j), v, None, "output", "reaches no state")
 
-    def _record(self, edge: Edge, weight: Var, site, status, reason: str) -> None:
+    def _record(
+        self, edge: Edge, weight: Var, site, status, reason: str, remedy: str = ""
+    ) -> None:
         parameters = tuple(sorted(self.parameters[weight]))
-        self.occurrences.append(Occurrence(parameters, edge, site, status, reason))
+        found = Occurrence(parameters, edge, site, status, reason, remedy)
+        self.occurrences.append(found)
 
-    def _labels(self, flow: tuple[Labels, ...], edge: Edge, site: Site | None):
+    def _labels(self, flow: tuple[Labels, ...], edge: Edge, site: Site):
         """Per group: where the site's elements flow, or None if they do not."""
         i, _ = edge
         outputs = self.primitives.program.equations[i].outputs
         for g, labels in enumerate(flow):
-            if site is not None and not site.direct:
+            if not site.direct:
                 label = labels.get(outputs[0])
             else:
                 label = pull(self.primitives, labels, edge)
-                if site is not None and label is not None and label.shape != site.shape:
+                if label is not None and label.shape != site.shape:
                     label = labels[outputs[0]]  # a scalar, traced where it is broadcast
             if label is not None and (label != UNSET).any():
                 yield g, label
@@ -111,11 +125,6 @@ class Meetings:
             self._record(edge, weight, None, "output", "reaches no state")
             return
         name = self.primitives.program.equations[edge[0]].name
-        if site is None:
-            self._record(
-                edge, weight, None, "now", f"{name} is not a traceable operation"
-            )
-            return
         total, traced, reasons = 0, 0, set()
         found = []
         for g, label in self._labels(self.flow, edge, site):
@@ -129,27 +138,27 @@ class Meetings:
                 own = self.entering.get(place, np.full(label.shape, UNSET))
                 self.entering[place] = np.where((own < 0) & (label >= 0), label, own)
         if not found:
-            reason = "; ".join(sorted(reasons)) or "reaches the state only by mixing"
-            self._record(edge, weight, None, "now", reason)
+            unknown = site.direct and self.primitives.kinds[edge[0]] is Kind.MIXING
+            if unknown:
+                reasons = {not_traceable(name)}
+            why = together([*reasons] or [ONLY_BY_MIXING])
+            self._record(edge, weight, None, "now", *why)
             return
         # A layer's weights reach later layers by mixing; that credit is dropped by
-        # definition (D-RTRL), so only the groups reached locally count.
-        reasons = set().union(
-            *(
-                _reasons(label)
-                for g, label in self._labels(self.flow, edge, site)
-                if any(g == h for _, h, _ in found)
-            )
-        )
+        # definition (D-RTRL), and does not count.
+        reasons = set()
+        for g, label in self._labels(self.flow, edge, site):
+            local = any(g == h for _, h, _ in found)
+            reasons |= _reasons(label) - (set() if local else {BEHIND_MIXING})
         self.found += found
         self.sites.append(site)
         status = "partly" if reasons else "traced"
-        reason = (
-            f"{traced} of {total} elements; " + "; ".join(reasons) if reasons else ""
-        )
+        reason, remedy = together([*reasons])
+        if reasons:
+            reason = f"{traced} of {total} elements; {reason}"
         if self.local and self._has_mixing_tail(edge, site):
-            reason = "the local part of a mixing tail (mixing_tails='local')"
-        self._record(edge, weight, len(self.sites) - 1, status, reason)
+            reason, remedy = together([LOCAL_PART])
+        self._record(edge, weight, len(self.sites) - 1, status, reason, remedy)
 
     def _has_mixing_tail(self, edge: Edge, site: Site) -> bool:
         groups = {g for site, g, _ in self.found if site == len(self.sites) - 1}
@@ -160,10 +169,10 @@ class Meetings:
         )
 
 
-def _reasons(label: np.ndarray) -> set[str]:
+def _reasons(label: np.ndarray) -> set[Reason]:
     reasons = set()
     if (label == BLOCKED).any():
-        reasons.add("a mixing operation lies between the weight and the state")
+        reasons.add(BEHIND_MIXING)
     if (label == MIXED).any():
-        reasons.add("one value flows into several positions of the state")
+        reasons.add(SEVERAL_POSITIONS)
     return reasons

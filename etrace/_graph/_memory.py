@@ -6,10 +6,11 @@ from collections.abc import Collection
 import numpy as np
 
 from ._exits import Exits
+from ._kinds import Kind
 from ._options import GraphOptions
 from ._positions import Group, Positions
-from ._primitives import Kind, Primitives
-from ._program import Var
+from ._primitives import Primitives
+from ._program import Edge, Var
 from ._sites import Site
 
 
@@ -39,6 +40,7 @@ class Memory:
         self,
         primitives: Primitives,
         positions: Positions,
+        converging: Collection[Edge],
         exits: Exits,
         old: tuple[Var, ...],
         new: tuple[Var, ...],
@@ -47,6 +49,7 @@ class Memory:
     ):
         self.primitives = primitives
         self.positions = positions
+        self.converging = converging
         self.new = new
         self.options = options
         self.diagonals = diagonals
@@ -81,11 +84,12 @@ class Memory:
         reached = set(start)
         for i, equation in enumerate(self.primitives.program.equations):
             local = self.primitives.kinds[i] not in (Kind.MIXING, Kind.STOP)
-            if not (local or self.diagonals is None or i in self.diagonals):
-                continue
+            local |= self.diagonals is None or i in self.diagonals
+            apart = self.positions.inner if cut else self.converging
             for j, v in enumerate(equation.inputs):
                 whole = cut and (i, j) in self.positions.cuts
-                if v in reached and not (whole and self.positions.cuts[i, j].all()):
+                closed = whole and self.positions.cuts[i, j].all()
+                if v in reached and not closed and (local or (i, j) in apart):
                     reached.update(o for o in equation.outputs if o.inexact)
         return reached
 

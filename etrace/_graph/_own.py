@@ -19,8 +19,8 @@ from jaxtyping import Array
 
 from ._batched import Env, Value, run, stopped
 from ._graph import Graph, dependent
+from ._kinds import Kind
 from ._positions import UNSET
-from ._primitives import Kind
 from ._program import Edge, Var
 from ._propagation import Propagation
 from ._ways import leaving

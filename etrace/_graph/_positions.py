@@ -3,7 +3,8 @@
 Integer labels are run through the program. *Forwards* from the old state, a label
 says which position a value belongs to; *backwards* from the new state, which position
 it will flow into. State leaves whose elements meet pairwise form one *group*; where a
-value would arrive at another position than its own, the path is *cut*.
+value would arrive at another position than its own, the path is *cut*. A mixing
+operation is *inner* to a value of which it mixes what belongs to one position only.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ._primitives import NOTHING, Kind, Primitives
+from ._blocks import Blocks, first_labels
+from ._kinds import Kind
+from ._primitives import Primitives
 from ._program import Edge, Var
 
 UNSET = -1  # belongs to no position
@@ -50,6 +53,7 @@ class Positions:
     forward: Labels  # global position of every value that is local to the old state
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
+    inner: frozenset[Edge]  # of mixing operations, where positions are not mixed
     moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
 
     def flows_into(self, group: int, values: Iterable[Var]) -> bool:
@@ -81,7 +85,8 @@ def find_positions(
         partition.merge(*pairs)
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
-    return Positions(groups, walk.labels, backward, walk.cuts, moved)
+    inner = frozenset(walk.inner)
+    return Positions(groups, walk.labels, backward, walk.cuts, inner, moved)
 
 
 class _Partition:
@@ -175,7 +180,7 @@ def pull(
     if kind is Kind.MIXING:
         if all(o is None or (o == UNSET).all() for o in outputs):
             return None
-        return np.full(operand.shape, through_mixing)
+        return _pull_mixed(primitives, edge, outputs, through_mixing)
     if kind is Kind.ELEMENTWISE:
         found = [o for o in outputs if o is not None]
         if operand.shape == equation.outputs[0].shape:
@@ -193,6 +198,50 @@ def pull(
             part = _scatter(output[inside], source[inside] - start, operand.size)
             parts.append(part.reshape(operand.shape))
     return _joined(parts)
+
+
+def _pull_mixed(
+    primitives: Primitives, edge: Edge, outputs: Sequence, through_mixing: int
+) -> np.ndarray:
+    """Of a mixing operation: the position of a block that flows into one alone."""
+    operand, blocks = primitives.program.operand(edge), primitives.blocks(edge)
+    if blocks is None:
+        return np.full(operand.shape, through_mixing)
+    own = _joined(
+        [
+            _scatter(o.reshape(-1), b.reshape(-1), blocks.count)
+            for o, b in zip(outputs, blocks.results)
+            if o is not None
+        ]
+    )
+    own = np.where((own == MIXED) | (own == BLOCKED), through_mixing, own)
+    return blocks.to_operand(own)
+
+
+def in_blocks(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
+    """Joins the labels of an operand, by block."""
+    return _scatter(labels.reshape(-1), blocks.operand.reshape(-1), blocks.count)
+
+
+def converging(
+    primitives: Primitives, flow: Sequence[Labels]
+) -> dict[Edge, np.ndarray]:
+    """The mixing operations that lead what they read to one position, element by
+    element: by edge, the elements they lead to none or to several."""
+    result = {}
+    for i, equation in enumerate(primitives.program.equations):
+        if primitives.kinds[i] is not Kind.MIXING:
+            continue
+        found = {}
+        for j, v in enumerate(equation.inputs):
+            labels = [pull(primitives, f, (i, j)) for f in flow]
+            definite = [x >= 0 for x in labels if x is not None]
+            found[i, j] = (
+                ~np.any(definite, axis=0) if definite else np.ones(v.shape, bool)
+            )
+        if not all(x.all() for x in found.values()):
+            result.update(found)
+    return result
 
 
 def _scatter(labels: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
@@ -242,6 +291,7 @@ class _ForwardWalk:
         self.backward = backward
         self.labels: Labels = {}
         self.cuts: dict[Edge, np.ndarray] = {}
+        self.inner: set[Edge] = set()
         for g in groups:
             labels = g.labels(old).items()
             self.labels.update((v, label) for v, label in labels if v.inexact)
@@ -251,17 +301,17 @@ class _ForwardWalk:
         for i, equation in enumerate(self.primitives.program.equations):
             kind = self.primitives.kinds[i]
             operands = [self.labels.get(v) for v in equation.inputs]
-            if kind in (Kind.MIXING, Kind.STOP) or all(o is None for o in operands):
+            if kind is Kind.STOP or all(o is None for o in operands):
+                continue
+            if kind is Kind.MIXING:
+                pairs = self._mixing(partition, i, operands)
+                if pairs is not None:
+                    return pairs
                 continue
             if kind is Kind.MOVEMENT:
-                flat = np.concatenate(
-                    [
-                        np.full(v.size, UNSET) if o is None else o.reshape(-1)
-                        for v, o in zip(equation.inputs, operands)
-                    ]
-                )
-                for v, source in zip(equation.outputs, self.primitives.sources(i)):
-                    self._set(v, np.where(source == NOTHING, UNSET, flat[source]))
+                found = self.primitives.moved(i, operands, UNSET)
+                for v, label in zip(equation.outputs, found):
+                    self._set(v, label)
                 continue
             if any(v.inexact for v in equation.outputs):
                 pairs = self._elementwise(partition, i, operands)
@@ -272,6 +322,30 @@ class _ForwardWalk:
     def _set(self, var: Var, label: np.ndarray) -> None:
         if var.inexact and (label >= 0).any():
             self.labels[var] = label
+
+    def _mixing(self, partition: _Partition, i: int, operands):
+        """A mixing operation, of which operands may be mixed within positions only."""
+        found: Sequence = [None] * len(self.primitives.program.equations[i].outputs)
+        for j, label in enumerate(operands):
+            blocks = None if label is None else self.primitives.blocks((i, j))
+            if blocks is None:
+                continue
+            own = in_blocks(label, blocks)
+            first = blocks.to_operand(first_labels(label, blocks))
+            other = (label >= 0) & (label != first)
+            if other.any():
+                pairs = partition.mergeable(first[other], label[other])
+                if pairs is not None:
+                    return pairs
+            results = blocks.to_results(own)
+            agree = (o is None or (o == r).all() for o, r in zip(found, results))
+            if (own != MIXED).all() and all(agree):
+                found = results
+                self.inner.add((i, j))
+        for v, label in zip(self.primitives.program.equations[i].outputs, found):
+            if label is not None:
+                self._set(v, label)
+        return None
 
     def _elementwise(self, partition: _Partition, i: int, operands):
         """One elementwise equation; returns positions to merge, if any."""

@@ -1,16 +1,7 @@
-"""What a primitive does to positions: acts element by element, moves, or mixes.
+"""Classifies the equations of a program, and says how each moves positions."""
 
-* An *elementwise* equation computes each element of its output from the same element
-  of every operand (scalars and axes of length one are broadcast).
-* A *movement* copies elements of its operands to other places.
-* Everything else *mixes*: positions talk to each other there.
-
-Anything unknown mixes, which costs credit but never correctness.
-"""
-
-import enum
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._program import Equation, Program, Var
-
-
-class Kind(enum.Enum):
-    ELEMENTWISE = "elementwise"
-    MOVEMENT = "movement"
-    MIXING = "mixing"
-    # A value whose derivative is zero by declaration.
-    STOP = "stop"
-
+from ._blocks import Blocks, find_blocks
+from ._bodies import find_body_blocks
+from ._kinds import Kind
+from ._program import Edge, Equation, Program, Var
 
 _ELEMENTWISE = frozenset(
     """
@@ -43,7 +28,7 @@ _ELEMENTWISE = frozenset(
 _MOVEMENT = frozenset(
     """
     broadcast_in_dim concatenate expand_dims pad reshape rev slice split squeeze
-    transpose
+    stack tile transpose unstack
     """.split()
 )
 
@@ -101,6 +86,28 @@ class Primitives:
         return Kind.MIXING
 
     @functools.cache  # noqa: B019 (lives as long as the analysis)
+    def blocks(self, edge: Edge) -> Blocks | None:
+        """What a mixing operation keeps apart of one operand."""
+        i, j = edge
+        equation = self.program.equations[i]
+        if equation.body is not None:
+            return find_body_blocks(equation, j, Primitives)
+        return find_blocks(equation, j, self.known)
+
+    def moved(
+        self, i: int, operands: Sequence[np.ndarray | None], none: Any
+    ) -> list[np.ndarray]:
+        """Labels of the results of a movement; `none` where there is no label."""
+        inputs = self.program.equations[i].inputs
+        flat = np.concatenate(
+            [
+                np.full(v.size, none) if o is None else o.reshape(-1)
+                for v, o in zip(inputs, operands, strict=True)
+            ]
+        )
+        return [np.where(s == NOTHING, none, flat[s]) for s in self.sources(i)]
+
+    @functools.cache  # noqa: B019
     def sources(self, i: int) -> tuple[np.ndarray, ...]:
         """Where a movement takes its elements from.
 

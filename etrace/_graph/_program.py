@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from ._sparse import is_sparse_product, sparse_product
+
 MAX_UNROLLED_SCAN = 32
 
 _CALL_PRIMITIVES = frozenset(
@@ -29,6 +31,7 @@ _CALL_PRIMITIVES = frozenset(
         "remat2",
         "checkpoint",
         "core_closed_call",
+        "composite",
     }
 )
 
@@ -54,8 +57,8 @@ class Var:
 class Equation:
     """One primitive application: `outputs = fun(*inputs)`.
 
-    `body` holds the inner program of a custom-derivative call that only computes, else
-    None. `effect`: it does something else as well, such as printing.
+    `body` holds the inner program of a loop, or of a call with a custom derivative, if
+    it only computes. `effect`: it does something else as well, such as printing.
     """
 
     name: str
@@ -65,7 +68,20 @@ class Equation:
     params: Mapping[str, Any]
     source: str
     body: "Program | None" = None
+    loop: "Loop | None" = None
     effect: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How many operands of a loop its condition, all rounds, and each round read.
+
+    The others are what a `scan` goes through; the body has all but the first.
+    """
+
+    conditions: int
+    constants: int
+    carry: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,16 +171,23 @@ class _Builder:
 
     def _equation(self, jaxpr, eqn, read: list[Var]) -> Sequence[Var]:
         name = eqn.primitive.name
+        if name == "optimization_barrier":
+            return read
+        if is_sparse_product(eqn):
+            first, source = len(self.equations), _source(eqn)
+            outputs = self.inline(sparse_product(eqn), read)
+            self.equations[first:] = [
+                dataclasses.replace(e, source=source) for e in self.equations[first:]
+            ]
+            return outputs
         if name in _CALL_PRIMITIVES:
             return self.inline(_subjaxpr(eqn), read)
         if name == "cond" and not any(map(_acts, eqn.params["branches"])):
             return self._select(eqn, read)
         if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
             return self._unroll(eqn, read)
-        body = None
-        if name in ("custom_jvp_call", "custom_vjp_call"):
-            inner = _subjaxpr(eqn)
-            body = None if _acts(inner) else _Builder().program(inner)
+        inner, loop = _body(eqn, read)
+        body = None if inner is None or _acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self.equations.append(
             Equation(
@@ -173,8 +196,9 @@ class _Builder:
                 tuple(read),
                 outputs,
                 eqn.params,
-                jex.source_info_util.summarize(eqn.source_info),
+                _source(eqn),
                 body,
+                loop,
                 bool(eqn.effects),
             )
         )
@@ -195,7 +219,7 @@ class _Builder:
     def _select(self, eqn, read: list[Var]) -> list[Var]:
         """`cond` as a select: every branch is evaluated."""
         index, *operands = read
-        source = jex.source_info_util.summarize(eqn.source_info)
+        source = _source(eqn)
         branches = [self.inline(branch, operands) for branch in eqn.params["branches"]]
         last = len(branches) - 1
 
@@ -212,18 +236,12 @@ class _Builder:
 
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""
-        body = eqn.params["jaxpr"]
-        source = jex.source_info_util.summarize(eqn.source_info)
-        # The operands are (constants, carry, xs), the results (carry, ys); xs and ys
-        # are those that lose their leading axis inside.
-        n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
-        n_carry = sum(
-            v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals)
-        )
-        n_consts = len(read) - n_xs - n_carry
-        consts = read[:n_consts]
-        carry = read[n_consts : n_consts + n_carry]
-        xs = read[n_consts + n_carry :]
+        body, loop = eqn.params["jaxpr"], _scan(eqn, read)
+        source = _source(eqn)
+        n_carry = loop.carry
+        consts = read[: loop.constants]
+        carry = read[loop.constants : loop.constants + n_carry]
+        xs = read[loop.constants + n_carry :]
         order = range(eqn.params["length"])
         stacked: dict[int, list[Var]] = {}
         for i in reversed(order) if eqn.params["reverse"] else order:
@@ -235,6 +253,11 @@ class _Builder:
         ys = zip(*(stacked[i] for i in order), strict=True)
         stack = lambda *parts: jnp.stack(parts)  # noqa: E731
         return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
+
+
+def _source(eqn) -> str:
+    """Where in the user's code an equation comes from."""
+    return jex.source_info_util.summarize(eqn.source_info)
 
 
 def _var(aval: Any) -> Var:
@@ -250,6 +273,28 @@ def _acts(closed) -> bool:
         if any(map(_acts, inner)):
             return True
     return False
+
+
+def _body(eqn, read: list[Var]) -> tuple[Any, Loop | None]:
+    """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in ("custom_jvp_call", "custom_vjp_call"):
+        return _subjaxpr(eqn), None
+    if name == "scan":
+        return params["jaxpr"], _scan(eqn, read)
+    if name == "while":
+        numbers = params["cond_nconsts"], params["body_nconsts"]
+        return params["body_jaxpr"], Loop(*numbers, len(eqn.outvars))
+    return None, None
+
+
+def _scan(eqn, read: list[Var]) -> Loop:
+    # The operands are (constants, carry, xs), the results (carry, ys); xs and ys are
+    # those that lose their leading axis inside.
+    body = eqn.params["jaxpr"]
+    n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
+    n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
+    return Loop(0, len(read) - n_xs - n_carry, n_carry)
 
 
 def _subjaxpr(eqn):

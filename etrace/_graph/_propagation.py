@@ -13,7 +13,9 @@ from jaxtyping import Array
 
 from ._batched import Env, Value, run, stopped
 from ._graph import Graph
+from ._kinds import Kind
 from ._positions import UNSET
+from ._program import Edge
 from ._values import StepValues
 from ._ways import local_equations, new_values
 
@@ -105,7 +107,7 @@ class LocalPropagation(Propagation):
                 value = self.values.env[v].spread(*self.values.size).array
                 values[v] = Value(lax.stop_gradient(value) + moving, 2)
         diagonals = graph.diagonals or {}
-        read = functools.partial(stopped, graph.positions.cuts)
+        read = functools.partial(stopped, _stops(graph))
 
         def result(i: int, operands: list[Value], value: Value) -> Value:
             if i not in diagonals:
@@ -115,6 +117,19 @@ class LocalPropagation(Propagation):
 
         equations = local_equations(graph, recurrent=True)
         return run(graph.program, values, equations, edge=read, result=result)
+
+
+@functools.lru_cache(maxsize=256)
+def _stops(graph: Graph) -> Mapping[Edge, np.ndarray]:
+    """Where the old state does not pass: cut, or mixed with other positions."""
+    result = dict(graph.positions.cuts)
+    diagonals = graph.diagonals or {}
+    for i, kind in enumerate(graph.primitives.kinds):
+        if kind is Kind.MIXING and i not in diagonals:
+            for j, v in enumerate(graph.program.equations[i].inputs):
+                if v.inexact and (i, j) not in graph.positions.inner:
+                    result[i, j] = np.ones(v.shape, bool)
+    return result
 
 
 @functools.lru_cache(maxsize=256)

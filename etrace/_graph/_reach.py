@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._graph import Graph
+from ._kinds import Kind
 from ._positions import UNSET
-from ._primitives import NOTHING, Kind, Primitives
+from ._primitives import NOTHING, Primitives
 from ._program import Edge, Equation, Var
 
 # Linear in each operand: what passes is what the operation makes of zeros and ones.

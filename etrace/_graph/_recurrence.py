@@ -14,11 +14,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from .._model import Call, real_names
 from ._batched import Value, mapped, take
 from ._exits import Exits
+from ._kinds import Kind
 from ._positions import BLOCKED, MIXED, UNSET, Positions
-from ._primitives import Kind, Primitives
+from ._primitives import Primitives
 from ._program import Equation, Var
 from ._sites import LinearForm, linear_form
 
@@ -54,9 +54,8 @@ class Diagonal:
         return Value(total, known.depth)
 
 
-def check_single(positions: Positions, call: Call) -> None:
+def check_single(positions: Positions, names: Sequence[str]) -> None:
     """Raises a ValueError if a group has more than one number a position."""
-    names = real_names(call)
     for g in positions.groups:
         if g.components > 1:
             leaves = ", ".join(names[i] for i in g.leaves)

@@ -5,14 +5,17 @@ import functools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .._model import real_names
 from ._graph import Graph, Occurrence
+from ._losses import OWN_RECURRENCE, Loss, Reason, moved_there, other_position
+from ._positions import UNSET
+from ._program import Edge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Report:
     """The graph of a model's step under one algorithm. Print it, or read the fields.
 
     - `rows`: one per occurrence of a parameter.
+    - `losses`: what no trace follows, with the reason, the line and a remedy.
     - `nbytes`: bytes of the whole trace state, for `batch` examples.
     """
 
@@ -101,13 +105,9 @@ class Report:
         ]
         parts += ["", "Parameters", *self._parameter_table()]
         parts += ["", "Hidden groups", *self._group_table()]
-        cuts = self._cut_lines()
-        if cuts:
-            parts += [
-                "",
-                "Cut (paths from the state to itself that no trace follows)",
-                *cuts,
-            ]
+        if self.losses:
+            parts += ["", "Left out, since no trace follows it"]
+            parts += [f"  {loss}" for loss in self.losses]
         return "\n".join(parts)
 
     __repr__ = __str__
@@ -132,7 +132,7 @@ class Report:
         return table(head, rows)
 
     def _group_table(self) -> list[str]:
-        names = real_names(self.graph.call)
+        names = self.graph.coordinates.names()
         rows = [
             [
                 str(n),
@@ -144,40 +144,49 @@ class Report:
         ]
         return table(["group", "state leaves", "positions", "numbers each"], rows)
 
-    def _cut_lines(self) -> list[str]:
+    @functools.cached_property
+    def losses(self) -> tuple[Loss, ...]:
+        """Everything that no trace follows, with the reason and a remedy."""
+        found = [*_of_parameters(self.graph), *self._of_states()]
+        return tuple(dict.fromkeys(found))
+
+    def _of_states(self) -> Iterator[Loss]:
         if self.graph.options.follows_all:
-            return []
-        equations = self.graph.program.equations
-        positions = self.graph.positions
-        lines = [
-            f"  {equations[i].name} at {_short(equations[i].source)}: the state enters "
-            "its own recurrence"
-            for i, j in self.graph.exits.closed
-            if (i, j) not in positions.cuts
-        ]
-        lines += [
-            f"  {equations[i].name} at {_short(equations[i].source)}: {mask.sum()} "
-            "elements meet at another position than their own"
-            for (i, _), mask in positions.cuts.items()
-        ]
-        names = real_names(self.graph.call)
-        lines += [
-            f"  {names[leaf]}: {mask.sum()} elements of its new value come from "
-            "another position (moved, such as in a delay line)"
-            for leaf, mask in positions.moved.items()
-        ]
-        return list(dict.fromkeys(lines))
+            return
+        positions, equations = self.graph.positions, self.graph.program.equations
+        for edge, label in self.graph.exits.closed.items():
+            if edge not in positions.cuts:
+                yield self._at(edge, label, OWN_RECURRENCE)
+        for (i, j), mask in positions.cuts.items():
+            label = positions.forward[equations[i].inputs[j]]
+            yield self._at((i, j), label, other_position(int(mask.sum())))
+        names = self.graph.coordinates.names()
+        for leaf, mask in positions.moved.items():
+            why = moved_there(int(mask.sum()))
+            yield Loss((names[leaf],), "", "", why.text, why.remedy)
+
+    def _at(self, edge: Edge, label: np.ndarray, why: Reason) -> Loss:
+        names, positions = self.graph.coordinates.names(), self.graph.positions
+        groups = np.unique(positions.group_of(label[label != UNSET]))
+        leaves = [names[k] for g in groups for k in positions.groups[g].leaves]
+        equation = self.graph.program.equations[edge[0]]
+        where = _short(equation.source)
+        return Loss(tuple(leaves), equation.name, where, why.text, why.remedy)
+
+
+def _of_parameters(graph: Graph) -> Iterator[Loss]:
+    names = graph.call.params.names()
+    for o in graph.occurrences:
+        if o.status in ("now", "partly"):
+            equation = graph.program.equations[o.edge[0]]
+            what = tuple(names[p] for p in o.parameters)
+            where = _short(equation.source)
+            yield Loss(what, equation.name, where, o.reason, o.remedy)
 
 
 def untraced(graph: Graph) -> str:
     """A message about the parameters that reach the state without a trace, or ""."""
-    names = graph.call.params.names()
-    lines = []
-    for o in graph.occurrences:
-        if o.status in ("now", "partly"):
-            equation = graph.program.equations[o.edge[0]]
-            where = ", ".join(names[p] for p in o.parameters)
-            lines.append(f"  {where} at {_short(equation.source)}: {o.reason}")
+    lines = [f"  {loss}" for loss in _of_parameters(graph)]
     if not lines:
         return ""
     return (

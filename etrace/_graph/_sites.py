@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._primitives import Kind, Primitives
+from ._kinds import Kind
+from ._primitives import Primitives
 from ._program import Edge, Equation, Var
 
 
@@ -51,8 +52,8 @@ class Site:
     elementwise: bool = False
 
 
-def make_site(primitives: Primitives, edge: Edge) -> Site | None:
-    """The site at `edge`, or None if the operation there has no known form."""
+def make_site(primitives: Primitives, edge: Edge) -> Site:
+    """The site at `edge`; where the weight is read, if no other form is known."""
     i, j = edge
     equation = primitives.program.equations[i]
     weight = equation.inputs[j]
@@ -65,7 +66,8 @@ def make_site(primitives: Primitives, edge: Edge) -> Site | None:
         return Site(edge, weight, equation, weight.shape, form, direct=True)
     form = linear_form(equation, j)
     if form is None:
-        return None
+        form = _direct(weight, weight.shape)
+        return Site(edge, weight, equation, weight.shape, form, direct=True)
     return Site(edge, weight, equation, equation.outputs[0].shape, form, direct=False)
 
 
@@ -158,43 +160,37 @@ def _conv(equation: Equation, j: int) -> LinearForm | None:
 
 def _gather(equation: Equation, j: int) -> LinearForm | None:
     """Rows of a table, as a product with one-hot vectors."""
-    numbers, sizes = (
-        equation.params["dimension_numbers"],
-        equation.params["slice_sizes"],
-    )
-    weight = equation.inputs[0]
-    if j != 0 or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    numbers = equation.params["dimension_numbers"]
+    weight, sizes = equation.inputs[0], equation.params["slice_sizes"]
+    if j != 0 or numbers.operand_batching_dims:
         return None
-    (axis,) = numbers.start_index_map
-    whole = all(
-        s == n for d, (s, n) in enumerate(zip(sizes, weight.shape)) if d != axis
-    )
-    if not whole or sizes[axis] != 1:
+    axes = tuple(sorted(numbers.start_index_map))
+    pairs = enumerate(zip(sizes, weight.shape))
+    if any(s != (1 if d in axes else n) for d, (s, n) in pairs):
         return None
-    kept = axis not in numbers.collapsed_slice_dims
-    row = tuple(d for d in numbers.offset_dims)
-    if kept:  # the axis of length one is not part of the row
-        row = row[:axis] + row[axis + 1 :]
-    return _rows(equation, axis, row)
+    window = [d for d in range(len(sizes)) if d not in numbers.collapsed_slice_dims]
+    pairs = zip(window, sorted(numbers.offset_dims))
+    return _rows(equation, axes, [out for d, out in pairs if d not in axes])
 
 
 def _dynamic_slice(equation: Equation, j: int) -> LinearForm | None:
     weight, sizes = equation.inputs[0], equation.params["slice_sizes"]
-    cut = [d for d, (s, n) in enumerate(zip(sizes, weight.shape)) if s != n]
-    if j != 0 or len(cut) != 1 or sizes[cut[0]] != 1:
+    axes = tuple(d for d, (s, n) in enumerate(zip(sizes, weight.shape)) if s != n)
+    if j != 0 or not axes or any(sizes[d] != 1 for d in axes):
         return None
-    row = tuple(d for d in range(len(sizes)) if d != cut[0])
-    return _rows(equation, cut[0], row)
+    return _rows(equation, axes, [d for d in range(len(sizes)) if d not in axes])
 
 
-def _rows(equation: Equation, axis: int, row: Sequence[int]) -> LinearForm:
-    """`row` are the output's dimensions that run along a row of the table."""
+def _rows(equation: Equation, axes: Sequence[int], row: Sequence[int]) -> LinearForm:
+    """`axes` number the rows of the table; `row` are the output's dimensions along
+    one."""
     weight, out = equation.inputs[0], equation.outputs[0]
     places = tuple(d for d in range(len(out.shape)) if d not in row)
-    p, o, c = _size(out, places), _size(out, row), weight.shape[axis]
-    w_order = (*(d for d in range(len(weight.shape)) if d != axis), axis)
-    numbers = np.arange(c).reshape([c if d == axis else 1 for d in range(len(w_order))])
-    table = np.broadcast_to(numbers, weight.shape).astype(np.float32)
+    p, o, c = _size(out, places), _size(out, row), _size(weight, axes)
+    w_order = (*_rest(weight, axes), *axes)
+    shape = [n if d in axes else 1 for d, n in enumerate(weight.shape)]
+    table = np.broadcast_to(np.arange(c).reshape(shape), weight.shape)
+    table = table.astype(np.float32)
 
     def canonical(z):
         return z.transpose((*places, *row)).reshape(1, p, o)
@@ -220,6 +216,7 @@ _FORMS: dict[str, Callable[[Equation, int], LinearForm | None]] = {
     "conv_general_dilated": _conv,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
+    "product": lambda equation, j: equation.params["form"] if j == 0 else None,
 }
 
 

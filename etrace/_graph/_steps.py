@@ -16,15 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._model import join_complex, split_complex
 from ._batched import Adjoint, Env, Value, depth_of, run
 from ._graph import Graph
-from ._primitives import Kind
+from ._kinds import Kind
 from ._program import Edge, Var
 
 
 class Rolled(eqx.Module):
-    """k steps. Arrays are `[k, batch, ...]`; hidden leaves flat, complex ones as two.
+    """k steps. Arrays are `[k, batch, ...]`; hidden leaves flat and real.
 
     - `hidden`, `other`: the state before each step.
     - `known`: what the mixing operations gave, see `Steps.mixing`.
@@ -60,7 +59,8 @@ class Steps:
         moving = [v for v in self._read_inside if env[v].depth == 2]
         fixed = {v: x for v, x in env.items() if x.depth < 2}
         hidden, other = state
-        start = (split_complex(jax.tree.leaves(hidden)), jax.tree.leaves(other))
+        split = self.graph.coordinates.split
+        start = (split(jax.tree.leaves(hidden)), jax.tree.leaves(other))
 
         def step(state, slices):
             # `other` is carried along, never credited.
@@ -90,7 +90,7 @@ class Steps:
         arrays = [(env[v].array, self.depth[v]) for v in self.mixing]
         rolled = Rolled(*states, [self._apart(x) if d == 2 else x for x, d in arrays])
         outputs, _ = self.read(env)
-        hidden = join_complex(last[0], call.hidden.leaves)
+        hidden = self.graph.coordinates.join(last[0])
         last = (
             call.hidden.treedef.unflatten(hidden),
             call.other.treedef.unflatten(last[1]),
@@ -138,7 +138,7 @@ class Steps:
         leaves = [self._apart(x.spread(self.k, self.batch).array) for x in values]
         cut = len(leaves) - len(call.other.leaves)
         first = cut - len(self.graph.new)
-        hidden = join_complex([x[-1] for x in leaves[first:cut]], call.hidden.leaves)
+        hidden = self.graph.coordinates.join(x[-1] for x in leaves[first:cut])
         other = [x[-1] for x in leaves[cut:]]
         return self.graph.outputs.treedef.unflatten(leaves[:first]), (
             call.hidden.treedef.unflatten(hidden),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ._graph import Graph
+from ._kinds import Kind
 from ._positions import UNSET
-from ._primitives import Kind
 from ._program import Edge, Var
 
 
@@ -18,6 +18,7 @@ def local_equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
     `recurrent`: with what of the recurrence the graph includes.
     """
     equations = graph.program.equations
+    apart = graph.positions.inner if recurrent else graph.converging
     active, made = {*graph.old}, set()
     if recurrent and isinstance(graph.options.recurrence, float):
         made.update(new_values(graph))
@@ -28,6 +29,7 @@ def local_equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
     for i, e in enumerate(equations):
         local = graph.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
         local |= recurrent and i in (graph.diagonals or {})
+        local |= any((i, j) in apart for j in range(len(e.inputs)))
         local &= not any(v in made for v in e.outputs)
         enters = any(v in active or (i, j) in direct for j, v in enumerate(e.inputs))
         if local and enters:
@@ -75,7 +77,8 @@ def complete_groups(graph: Graph) -> frozenset[int]:
                 return False  # a parameter itself
             for j, v in enumerate(program.equations[i].inputs):
                 if v in moving and (i, j) not in traced:
-                    if kinds[i] is Kind.MIXING:
+                    shut = graph.converging.get((i, j))
+                    if kinds[i] is Kind.MIXING and (shut is None or shut.any()):
                         return False
                     if v not in seen:
                         seen.add(v)
@@ -100,6 +103,7 @@ def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
         for i in mixing
         if i not in returning
         for j, v in enumerate(equations[i].inputs)
+        if (i, j) not in positions.inner
     }
     for edge, label in graph.exits.open.items():
         own = positions.group_of(label) == group
@@ -135,7 +139,9 @@ def _ends(graph: Graph, start: Iterable[Var]) -> list[Edge]:
         edges = [(i, j) for j, v in enumerate(e.inputs) if v in reached]
         if not edges or kinds[i] is Kind.STOP:
             continue
-        if kinds[i] is Kind.MIXING or any(x in graph.positions.cuts for x in edges):
+        shut = [graph.converging.get(x) for x in edges]
+        ends = kinds[i] is Kind.MIXING and any(x is None or x.any() for x in shut)
+        if ends or any(x in graph.positions.cuts for x in edges):
             result += edges
         else:
             reached.update(v for v in e.outputs if v.inexact)

@@ -195,3 +195,10 @@ def site(
     z = operation(weight, x)
     watch.see("site", z, elementwise)
     return watch.shift("site", z)
+
+
+def product_site(outer: Array, inner: Array, x: Array) -> Array:
+    """`outer @ (inner @ x)`, marked as one site, whose weight is `outer @ inner`."""
+    if _watch.get() is None:
+        return outer @ (inner @ x)
+    return site(jnp.matmul, outer @ inner, x)

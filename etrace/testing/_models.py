@@ -107,7 +107,7 @@ class NetSpec:
         """Whether D-RTRL is BPTT: one layer without recurrent weights, every weight
         before the state traced."""
         (first, *others) = self.layers
-        whole = not (first.norm or first.form == "factored" or self.untraced_encoder)
+        whole = not (first.norm or self.untraced_encoder)
         return not others and not first.has_recurrence and whole and not self.feedback
 
     def check(self) -> None:
@@ -264,8 +264,6 @@ class RandomNet(eqx.Module):
                 for projection in (cell.wiring.inp, cell.wiring.rec):
                     if projection is not None and layer.norm:
                         nodes.append(projection)
-                    elif projection is not None and projection.inner is not None:
-                        nodes.append(projection.inner)
             return nodes
 
         if not chosen(self):

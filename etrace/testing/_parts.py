@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._marks import mixing_input, site
+from ._marks import mixing_input, product_site, site
 
 Random = Callable[..., Float[Array, "..."]]
 
@@ -189,8 +189,9 @@ class Projection(eqx.Module):
         else:
             x = mixing_input(x.reshape(-1), feeds)
             if self.inner is not None:
-                x = mixing_input(self.inner() @ x, feeds)
-            z = site(functools.partial(_dense, self.form), weight, x)
+                z = product_site(weight, self.inner(), x)
+            else:
+                z = site(functools.partial(_dense, self.form), weight, x)
         z = z.reshape(self.out_shape)
         z = z if self.gain is None else scaled(self.gain, z)
         return z if self.bias is None else shifted(self.bias, z)

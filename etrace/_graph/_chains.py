@@ -1,0 +1,133 @@
+"""Products of products: `B @ (A @ x)` is one product with the weight `B @ A`.
+
+Between the two lies a vector that no position holds, so that A would have no trace by
+itself. With low-rank weights and adapters both are factors of one weight expression,
+and their site is the product of the two.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._program import Equation, Program, Var
+from ._sites import LinearForm, linear_form
+
+
+def join_chains(
+    program: Program, params: Iterable[Var], data: Iterable[Var], new: Iterable[Var]
+) -> Program:
+    """The program with every chain of two products on the way to the new state as one.
+
+    Of products of two weights with parameters in them, the first of which nothing else
+    reads.
+    """
+    while True:
+        joined = _join_one(program, set(params), set(data), tuple(new))
+        if joined is None:
+            return program
+        program = joined
+
+
+def _join_one(
+    program: Program, params: set[Var], data: set[Var], new: tuple[Var, ...]
+) -> Program | None:
+    made, readers = {}, {}
+    for i, e in enumerate(program.equations):
+        for kind in (params, data):
+            if any(v in kind for v in e.inputs):
+                kind.update(e.outputs)
+        made.update(dict.fromkeys(e.outputs, i))
+        for v in e.inputs:
+            readers[v] = readers.get(v, 0) + 1
+    weights = params - data
+    for i in program.needed(new):
+        outer = program.equations[i]
+        j = _weight_of(outer, weights, data)
+        between = None if j is None else outer.inputs[1 - j]
+        if between in program.outputs or readers.get(between) != 1:
+            continue
+        first = made.get(between)
+        inner = None if first is None else program.equations[first]
+        k = None if inner is None else _weight_of(inner, weights, data)
+        pair = None if k is None else _joined(inner, k, outer, j)
+        if pair is not None:
+            before = program.equations[:first] + program.equations[first + 1 : i]
+            equations = (*before, *pair, *program.equations[i + 1 :])
+            return dataclasses.replace(program, equations=equations)
+    return None
+
+
+def _weight_of(equation: Equation, weights: set[Var], data: set[Var]) -> int | None:
+    """Which operand of a product is the weight, if one is and the other is data."""
+    if equation.name not in ("dot_general", "product"):
+        return None
+    for j, v in enumerate(equation.inputs):
+        if v in weights and equation.inputs[1 - j] in data:
+            return j
+    return None
+
+
+def _joined(
+    inner: Equation, k: int, outer: Equation, j: int
+) -> tuple[Equation, Equation] | None:
+    """The product of the weights, and that of the result with the data."""
+    first, second = linear_form(inner, k), linear_form(outer, j)
+    if first is None or second is None or {first.sizes[0], second.sizes[0]} != {1}:
+        return None
+    (u,), (z,) = inner.outputs, outer.outputs
+    order = _order(first, second, u, j)
+    if order is None:
+        return None
+    a, x, b = inner.inputs[k], inner.inputs[1 - k], outer.inputs[j]
+    like = jax.ShapeDtypeStruct(z.shape, z.dtype)
+
+    def weight(a: Array, b: Array) -> list[Array]:
+        a = _canonical(first, a)[0][order]
+        return [_canonical(second, b).astype(z.dtype) @ a.astype(z.dtype)]
+
+    def product(weight: Array, x: Array) -> list[Array]:
+        operands = (weight, x) if k == 0 else (x, weight)
+        x = first.local_input(*operands).astype(z.dtype)
+        result = jnp.einsum("bpc,boc->bpo", x, weight)
+        return list(jax.linear_transpose(second.canonical, like)(result))
+
+    sizes = (1, first.sizes[1], second.sizes[2], first.sizes[3])
+    w = Var((1, sizes[2], sizes[3]), z.dtype)
+
+    def local_input(weight: Array, x: Array) -> Array:
+        return first.local_input(*((weight, x) if k == 0 else (x, weight)))
+
+    form = LinearForm(sizes, local_input, second.canonical, lambda w: w)
+    source = outer.source
+    return (
+        Equation("product of weights", weight, (a, b), (w,), {}, source),
+        Equation("product", product, (w, x), (z,), {"form": form}, source),
+    )
+
+
+def _order(first: LinearForm, second: LinearForm, u: Var, j: int) -> np.ndarray | None:
+    """Which output of the first product is which input of the second, if the same
+    everywhere."""
+    ids = np.arange(u.size).reshape(u.shape)
+    given = np.asarray(first.canonical(ids))[0]
+    with jax.ensure_compile_time_eval():
+        numbers = jnp.asarray(ids)
+        operands = (None, numbers) if j == 0 else (numbers, None)
+        taken = np.asarray(second.local_input(*operands))[0]
+    if given.shape != taken.shape:
+        return None
+    orders = np.argsort(given, axis=1)
+    orders = np.take_along_axis(orders, np.argsort(np.argsort(taken)), axis=1)
+    same = (np.take_along_axis(given, orders, axis=1) == taken).all()
+    return orders[0] if same and (orders == orders[:1]).all() else None
+
+
+def _canonical(form: LinearForm, weight: Array) -> Array:
+    """A weight as [b, o, c]."""
+    b, _, o, c = form.sizes
+    like = jax.ShapeDtypeStruct((b, o, c), weight.dtype)
+    return jax.linear_transpose(form.weight, like)(weight)[0]

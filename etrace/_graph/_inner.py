@@ -1,0 +1,138 @@
+"""Positions that hold several elements of one leaf.
+
+Compartments of a neuron, receptors of its synapses, what travels down its delay line: a
+leaf `[neurons, C]` whose elements meet along C, and never across neurons, has neurons
+for positions and C numbers in each. Which axes lie inside is seen from the meetings
+that no position can hold as long as every element is one of its own.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ._blocks import first_labels
+from ._kinds import Kind
+from ._positions import Positions
+from ._primitives import Primitives
+from ._program import Var
+
+# A position of more numbers is a network of its own: there credit is cut, because a
+# trace of every number by every weight would cost as much as RTRL does.
+MAX_NUMBERS = 16
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def inner_axes(
+    primitives: Primitives, positions: Positions, old: Sequence[Var], new: Sequence[Var]
+) -> Mapping[int, set[int]]:
+    """The axes that lie inside positions, by hidden leaf."""
+    result: dict[int, set[int]] = {}
+    for pairs in _meetings(primitives, positions, new):
+        for leaf, axes in _along(pairs, positions, old).items():
+            together = result.get(leaf, set()) | axes
+            if _fits(old[leaf].shape, together):
+                result[leaf] = together
+    return result
+
+
+def _meetings(
+    primitives: Primitives, positions: Positions, new: Sequence[Var]
+) -> Iterator[Pairs]:
+    """Positions that meet where the state acts on itself, one place after the other."""
+    equations = primitives.program.equations
+    for i, equation in enumerate(equations):
+        if primitives.kinds[i] is Kind.MIXING:
+            for j, v in enumerate(equation.inputs):
+                if v in positions.forward and (i, j) not in positions.inner:
+                    yield from _in_blocks(primitives, positions, i, j)
+    for (i, j), cut in positions.cuts.items():
+        label = positions.forward[equations[i].inputs[j]]
+        label = np.broadcast_to(label, cut.shape)[cut]
+        others = [positions.forward.get(v) for v in equations[i].inputs]
+        others += [b.get(equations[i].outputs[0]) for b in positions.backward]
+        for other in others:
+            if other is not None:
+                yield label, np.broadcast_to(other, cut.shape)[cut]
+    for leaf in positions.moved:
+        for g in positions.groups:
+            if leaf in g.leaves:
+                yield positions.forward[new[leaf]], g.labels(new)[new[leaf]]
+
+
+def _in_blocks(
+    primitives: Primitives, positions: Positions, i: int, j: int
+) -> Iterator[Pairs]:
+    """Of a mixing operation: what meets in each block, and where the block flows."""
+    equation = primitives.program.equations[i]
+    blocks = primitives.blocks((i, j))
+    if blocks is None or blocks.count == 1:
+        return
+    label = positions.forward[equation.inputs[j]]
+    first = first_labels(label, blocks)
+    flows = [
+        (block, backward[v])
+        for backward in positions.backward
+        for v, block in zip(equation.outputs, blocks.to_results(first))
+        if v in backward
+    ]
+    if any((to >= 0).any() for _, to in flows):
+        meeting = [(blocks.to_operand(first), label), *flows]
+        yield tuple(np.concatenate([x.reshape(-1) for x in p]) for p in zip(*meeting))
+
+
+def _along(
+    pairs: Pairs, positions: Positions, old: Sequence[Var]
+) -> Mapping[int, set[int]]:
+    """The axes along which the elements of each leaf meet; none if they do not meet in
+    this way."""
+    a, b = (x.reshape(-1) for x in pairs)
+    met = (a >= 0) & (b >= 0)
+    root = _joined(a[met], b[met], sum(g.size for g in positions.groups))
+    result = {}
+    for g in positions.groups:
+        for leaf, places in zip(g.leaves, g.positions):
+            own = root[g.offset + places]
+            axes = _varying(old[leaf].shape, own)
+            if axes is None or (axes and not _fits(old[leaf].shape, axes)):
+                return {}
+            result[leaf] = axes
+    return {leaf: axes for leaf, axes in result.items() if axes}
+
+
+def _joined(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
+    """The smallest position that each is joined with, by way of others; -1 for those
+    that no pair names."""
+    root = np.arange(size)
+    while True:
+        before = root.copy()
+        low = np.minimum(root[a], root[b])
+        for x in (a, b):
+            np.minimum.at(root, root[x], low)
+            np.minimum.at(root, x, low)
+        root = root[root]
+        if (root == before).all():
+            break
+    named = np.zeros(size, bool)
+    named[a] = named[b] = True
+    return np.where(named, root, -1)
+
+
+def _varying(shape: tuple[int, ...], root: np.ndarray) -> set[int] | None:
+    """The axes along which the elements of one class differ; None if those of several
+    classes do not differ along others."""
+    named = np.flatnonzero(root >= 0)
+    if not named.size:
+        return set()
+    index = np.stack(np.unravel_index(named, shape)) if shape else np.zeros((0, 1), int)
+    classes, first, own = np.unique(root[named], return_index=True, return_inverse=True)
+    differ = (index != index[:, first[own.reshape(-1)]]).any(axis=1)
+    kept = index[~differ]
+    apart = np.unique(kept, axis=1).shape[1] if kept.size else 1
+    return {int(d) for d in np.flatnonzero(differ)} if apart == len(classes) else None
+
+
+def _fits(shape: tuple[int, ...], axes: set[int]) -> bool:
+    numbers = math.prod(shape[d] for d in axes)
+    return numbers <= MAX_NUMBERS and math.prod(shape) > numbers

@@ -1,0 +1,85 @@
+"""Why credit is left out, and what to do about it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Reason:
+    text: str
+    remedy: str
+
+
+BEHIND_MIXING = Reason(
+    "a mixing operation lies between the weight and the state",
+    "Apply the weight behind that operation, or accept the local part of the "
+    'derivative with mixing_tails="local".',
+)
+SEVERAL_POSITIONS = Reason(
+    "one value flows into several positions of the state",
+    "Give each position a value of its own: jnp.broadcast_to the weight, to one row a "
+    "position, before it meets data.",
+)
+ONLY_BY_MIXING = Reason(
+    "reaches the state only by mixing", "Let the operation feed the state directly."
+)
+LOCAL_PART = Reason(
+    "the local part of a mixing tail (mixing_tails='local')",
+    "It is an approximation that was asked for.",
+)
+OWN_RECURRENCE = Reason(
+    "the state enters its own recurrence",
+    "Local rules leave this out by definition. SnAp(n) and RTRL follow it, multi-step "
+    "windows follow it within a window.",
+)
+
+
+def not_traceable(primitive: str) -> Reason:
+    return Reason(
+        f"{primitive} is not a traceable operation",
+        "Write it as products, convolutions, lookups and elementwise operations; take "
+        "products with weights out of loops of more than 32 rounds.",
+    )
+
+
+def other_position(elements: int) -> Reason:
+    return Reason(
+        f"{elements} elements meet at another position than their own",
+        "Coupling between neurons is left out like their recurrence. If they are parts "
+        "of one neuron, keep them along an axis of their own, of at most 16.",
+    )
+
+
+def moved_there(elements: int) -> Reason:
+    return Reason(
+        f"{elements} elements of its new value come from another position (moved, such "
+        "as in a delay line)",
+        "Delays of at most 16 steps are followed if they have an axis of their own.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Something that no trace follows, so that credit through it is left out.
+
+    - `what`: the parameters that are not (fully) traced, or the state leaves.
+    - `primitive`, `source`: the operation, and its line in the user's code.
+    - `reason`, `remedy`: why, and what can be done about it.
+    """
+
+    what: tuple[str, ...]
+    primitive: str
+    source: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        at = f", at {self.primitive}" if self.primitive else ""
+        line = f" in {self.source}" if self.source else ""
+        return f"{', '.join(self.what)}: {self.reason}{at}{line}\n    {self.remedy}"
+
+
+def together(reasons: Sequence[Reason]) -> tuple[str, str]:
+    """The texts and remedies of several reasons."""
+    found = sorted(set(reasons))
+    return "; ".join(r.text for r in found), " ".join(r.remedy for r in found)
