@@ -42,7 +42,7 @@ def close(a: jax.Array, b: jax.Array) -> bool:
 @pytest.mark.parametrize(("section", "name"), NAMES)
 def test_exact_or_reported(section: str, name: str):
     construct = CONSTRUCTS[section][name]
-    args = (construct.model(), et.squared_error, INPUTS, TARGETS)
+    args = (construct.reference(), et.squared_error, INPUTS, TARGETS)
     exact = et.bptt(*args, reduction="sum")[1].weights
     now = et.truncated(*args, window=1, reduction="sum")[1].weights
     single = gradient(construct, "single-step", 1)

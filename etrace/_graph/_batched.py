@@ -163,7 +163,7 @@ def recall(fun: Callable, operands: Sequence, known: Sequence) -> Sequence:
             return fun(*(next(left) if m else o for m, o in zip(moving, operands)))
 
         if not any(moving):
-            return known, list(map(_no_tangent, known))
+            return known, list(map(no_tangent, known))
         # The value itself is not used, and so not computed.
         _, tangent = jax.jvp(
             of_moving,
@@ -176,7 +176,7 @@ def recall(fun: Callable, operands: Sequence, known: Sequence) -> Sequence:
     return call(list(known), *operands)
 
 
-def _no_tangent(x: Array) -> Any:
+def no_tangent(x: Array) -> Any:
     inexact = jnp.issubdtype(x.dtype, jnp.inexact)
     return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
 

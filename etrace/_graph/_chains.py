@@ -35,7 +35,8 @@ def join_chains(
 def _join_one(
     program: Program, params: set[Var], data: set[Var], new: tuple[Var, ...]
 ) -> Program | None:
-    made, readers = {}, {}
+    made: dict[Var | None, int] = {}
+    readers: dict[Var | None, int] = {}
     for i, e in enumerate(program.equations):
         for kind in (params, data):
             if any(v in kind for v in e.inputs):
@@ -48,12 +49,12 @@ def _join_one(
         outer = program.equations[i]
         j = _weight_of(outer, weights, data)
         between = None if j is None else outer.inputs[1 - j]
-        if between in program.outputs or readers.get(between) != 1:
+        if between not in made or readers[between] > 1 or between in program.outputs:
             continue
-        first = made.get(between)
-        inner = None if first is None else program.equations[first]
-        k = None if inner is None else _weight_of(inner, weights, data)
-        pair = None if k is None else _joined(inner, k, outer, j)
+        first = made[between]
+        inner = program.equations[first]
+        k = _weight_of(inner, weights, data)
+        pair = None if j is None or k is None else _joined(inner, k, outer, j)
         if pair is not None:
             before = program.equations[:first] + program.equations[first + 1 : i]
             equations = (*before, *pair, *program.equations[i + 1 :])

@@ -28,6 +28,7 @@ from ._primitives import Primitives
 from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._sites import Site, linear_form
+from ._while import with_transposes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ def analyse(
     call.check()
     coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
     while True:
-        program = _trace(call, coordinates)
+        program = with_transposes(_trace(call, coordinates))
         arguments = _arguments(program, call, coordinates)
         data = [v for n in ("hidden", "other", "inputs") for v in arguments[n]]
         first = len(program.outputs) - len(call.other.leaves) - len(arguments["hidden"])

@@ -79,7 +79,8 @@ def _in_blocks(
     ]
     if any((to >= 0).any() for _, to in flows):
         meeting = [(blocks.to_operand(first), label), *flows]
-        yield tuple(np.concatenate([x.reshape(-1) for x in p]) for p in zip(*meeting))
+        a, b = ([x.reshape(-1) for x in p] for p in zip(*meeting))
+        yield np.concatenate(a), np.concatenate(b)
 
 
 def _along(

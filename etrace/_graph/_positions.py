@@ -327,7 +327,9 @@ class _ForwardWalk:
         """A mixing operation, of which operands may be mixed within positions only."""
         found: Sequence = [None] * len(self.primitives.program.equations[i].outputs)
         for j, label in enumerate(operands):
-            blocks = None if label is None else self.primitives.blocks((i, j))
+            if label is None:
+                continue
+            blocks = self.primitives.blocks((i, j))
             if blocks is None:
                 continue
             own = in_blocks(label, blocks)

@@ -39,12 +39,19 @@ class Construct:
     - `weights`: their shapes, or arrays.
     - `state`: makes the first state.
     - `now`: the weights that are not traced, with a part of the reason given.
+    - `same_as`: the same step, where JAX has no backward derivative of this one.
     """
 
     step: Callable
     weights: Mapping[str, Any]
     state: Callable[[], Any] = lambda: jnp.zeros(N)
     now: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    same_as: Callable | None = None
+
+    def reference(self) -> Step:
+        """A model that JAX can differentiate backwards."""
+        step = self.same_as or self.step
+        return dataclasses.replace(self, step=step).model()
 
     def model(self) -> Step:
         weights = {

@@ -102,6 +102,40 @@ def counted(w, h, x):
     return h, h
 
 
+def repeat_while(rounds, move, start):
+    """Of unknown length."""
+    cond = lambda c: c[0] < rounds  # noqa: E731
+    return lax.while_loop(cond, lambda c: (c[0] + 1.0, move(c[1])), (0.0, start))[1]
+
+
+def repeat_at_most(rounds, move, start):
+    """The same, as long as it takes no more than 16 rounds, with a derivative in JAX."""
+    body = lambda n, y: jnp.where(n < rounds, move(y), y)  # noqa: E731
+    return lax.fori_loop(0, 16, body, start)
+
+
+def settling(repeat):
+    """A number of rounds that depends on data, over the state."""
+
+    def step(w, h, x):
+        move = lambda h: h + 0.2 * (jnp.cos(h) * w["r"] - h)  # noqa: E731
+        h = repeat(3 * jnp.exp(x[0]), move, h) + w["w"] @ x
+        return h, h
+
+    return step
+
+
+def turning(repeat):
+    """Over the inputs, before any weight."""
+
+    def step(w, h, x):
+        x = repeat(3 * jnp.exp(x[0]), lambda x: 0.9 * jnp.roll(x, 1), x)
+        h = 0.9 * h + w["w"] @ x
+        return h, h
+
+    return step
+
+
 CONTROL = {
     "`cond`": Construct(branches, {**W, "g": (N,)}),
     "`switch`": Construct(switched, {**W, "g": (N,)}),
@@ -121,6 +155,12 @@ CONTROL = {
         now={"w": "scan is not a traceable operation"},
     ),
     "`while_loop`, for a count": Construct(counted, W),
+    "`while_loop` over the state": Construct(
+        settling(repeat_while), {**W, "r": (N,)}, same_as=settling(repeat_at_most)
+    ),
+    "`while_loop` over the inputs": Construct(
+        turning(repeat_while), W, same_as=turning(repeat_at_most)
+    ),
     "`jax.checkpoint`": leaky(
         lambda w, h, x: jax.checkpoint(lambda w: jnp.tanh(w @ x))(w["w"]), W
     ),
