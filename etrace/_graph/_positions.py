@@ -235,10 +235,10 @@ def converging(
         found = {}
         for j, v in enumerate(equation.inputs):
             labels = [pull(primitives, f, (i, j)) for f in flow]
-            definite = [x >= 0 for x in labels if x is not None]
-            found[i, j] = (
-                ~np.any(definite, axis=0) if definite else np.ones(v.shape, bool)
-            )
+            shut = np.ones(v.shape, bool)
+            for label in labels:
+                shut = shut if label is None else np.where(label >= 0, False, shut)
+            found[i, j] = shut
         if not all(x.all() for x in found.values()):
             result.update(found)
     return result

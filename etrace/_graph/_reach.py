@@ -149,9 +149,26 @@ class _Walk:
                 np.where(source[..., None] == NOTHING, False, flat[source])
                 for source in self.primitives.sources(i)
             ]
-        rows = [o.reshape(-1, self.size) for o in operands if o is not None]
-        every = np.concatenate(rows).any(axis=0)
-        return [np.broadcast_to(every, (*v.shape, self.size)) for v in equation.outputs]
+        found = [np.zeros((*v.shape, self.size), bool) for v in equation.outputs]
+        for j, o in enumerate(operands):
+            if o is not None:
+                shape = equation.inputs[j].shape
+                rows = np.broadcast_to(o, (*shape, self.size)).reshape(-1, self.size)
+                found = [a | b for a, b in zip(found, self._mixed(i, j, rows))]
+        return found
+
+    def _mixed(self, i: int, j: int, rows: np.ndarray) -> list[np.ndarray]:
+        """What the elements of an operand, in rows, reach through a mixing operation."""
+        blocks = self.primitives.blocks((i, j))
+        if blocks is None:
+            outputs, every = (
+                self.primitives.program.equations[i].outputs,
+                rows.any(axis=0),
+            )
+            return [np.broadcast_to(every, (*v.shape, self.size)) for v in outputs]
+        reached = np.zeros((blocks.count, self.size), bool)
+        np.logical_or.at(reached, blocks.operand.reshape(-1), rows)
+        return blocks.to_results(reached)
 
     # ------------------------------------------------------------ what is zero for sure
 

@@ -8,6 +8,7 @@ transpose.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ def with_transposes(program: Program) -> Program:
 def _with_transpose(equation: Equation) -> Callable[..., Sequence[Array]]:
     fun = jax.custom_jvp(equation.fun)
 
-    def rule(primals: Sequence[Array], tangents: Sequence[Array]):
+    def rule(primals: Sequence[Any], tangents: Sequence[Any]):
+        primals = list(map(jnp.asarray, primals))
         outputs = equation.fun(*primals)
         result = [no_tangent(o) for o in outputs]
         for j, t in enumerate(tangents):

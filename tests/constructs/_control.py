@@ -109,7 +109,7 @@ def repeat_while(rounds, move, start):
 
 
 def repeat_at_most(rounds, move, start):
-    """The same, as long as it takes no more than 16 rounds, with a derivative in JAX."""
+    """The same for up to 16 rounds, with a derivative in JAX."""
     body = lambda n, y: jnp.where(n < rounds, move(y), y)  # noqa: E731
     return lax.fori_loop(0, 16, body, start)
 
