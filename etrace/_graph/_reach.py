@@ -158,7 +158,7 @@ class _Walk:
         return found
 
     def _mixed(self, i: int, j: int, rows: np.ndarray) -> list[np.ndarray]:
-        """What the elements of an operand, in rows, reach through a mixing operation."""
+        """What an operand, in rows, reaches through a mixing operation."""
         blocks = self.primitives.blocks((i, j))
         if blocks is None:
             outputs, every = (
