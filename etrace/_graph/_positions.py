@@ -121,12 +121,14 @@ class _Partition:
         owner = np.full(1 + max(p.max(initial=0) for p in self.position), UNSET)
         for g, own in zip(self.group, self.position):
             owner[own] = g
-        pairs = np.unique(np.stack([a, b]), axis=1)
+        apart = owner[a] != owner[b]
+        if not apart.any():
+            return None
+        pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
         between = owner[pairs]
         for ga, gb in np.unique(between, axis=1).T:
             here = pairs[:, (between == [[ga], [gb]]).all(axis=0)]
-            one_to_one = all(len(np.unique(p)) == p.size for p in here)
-            if ga != gb and one_to_one:
+            if all(len(np.unique(p)) == p.size for p in here):
                 return here
         return None
 
