@@ -292,7 +292,10 @@ def test_the_report_says_where_and_what():
 
 
 def test_every_occurrence_has_a_row():
-    model = plain(vector_step(EXACT["weight used twice"]))
+    def twice(m, h, x):
+        return leak(m, h) * m.a + m.b @ x + m.b @ (x * x)
+
+    model = plain(vector_step(twice))
     rows = etrace.DRTRL(model).graph(jnp.zeros(IN)).rows
     names = sorted(row.parameter for row in rows)
     assert names == [".a", ".a", ".b", ".b", ".r"]

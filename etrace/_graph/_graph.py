@@ -18,6 +18,7 @@ from .._model import Call, Spec
 from ._batched import Env, Value, run
 from ._chains import join_chains
 from ._coordinates import Coordinates
+from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
 from ._inner import inner_axes
 from ._meetings import Meetings, Occurrence
@@ -28,7 +29,6 @@ from ._primitives import Primitives
 from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._sites import Site, linear_form
-from ._while import with_transposes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def analyse(
     call.check()
     coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
     while True:
-        program = with_transposes(_trace(call, coordinates))
+        program = with_derivatives(_trace(call, coordinates))
         arguments = _arguments(program, call, coordinates)
         data = [v for n in ("hidden", "other", "inputs") for v in arguments[n]]
         first = len(program.outputs) - len(call.other.leaves) - len(arguments["hidden"])

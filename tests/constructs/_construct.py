@@ -68,12 +68,17 @@ def leaky(
     weights: Mapping[str, Any],
     state: Callable[[], Any] = lambda: jnp.zeros(N),
     now: Mapping[str, str] = {},  # noqa: B006
+    same_as: Callable | None = None,
 ) -> Construct:
     """Leaky neurons h' = σ(a) h + drive(weights, h, x), a for each of them."""
 
-    def step(w, h, x):
-        h = jax.nn.sigmoid(w["a"]) * h + drive(w, h, x)
-        return h, h
+    def driven(drive: Callable) -> Callable:
+        def step(w, h, x):
+            h = jax.nn.sigmoid(w["a"]) * h + drive(w, h, x)
+            return h, h
 
-    start = jax.eval_shape(state)
-    return Construct(step, {**weights, "a": start.shape}, state, now)
+        return step
+
+    weights = {**weights, "a": jax.eval_shape(state).shape}
+    reference = driven(same_as) if same_as else None
+    return Construct(driven(drive), weights, state, now, reference)

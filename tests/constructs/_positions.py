@@ -17,6 +17,11 @@ def normed(u):
     return (u - u.mean()) / jnp.sqrt(u.var() + 1e-2)
 
 
+def centred(w, x):
+    products = w["w"] * x[None]
+    return products - products.mean(axis=1, keepdims=True)
+
+
 def filled(u):
     return u.at[np.array([2, 0, 9, 1])].get(mode="fill", fill_value=0.0)
 
@@ -141,6 +146,12 @@ POSITIONS = {
     ),
     "largest input of a neuron": leaky(
         lambda w, h, x: (w["w"] * x[None]).max(axis=1), W
+    ),
+    "largest of the centred inputs of a neuron": leaky(
+        lambda w, h, x: centred(w, x).max(axis=1),
+        W,
+        # XLA's own derivative of this maximum may be wrong.
+        same_as=lambda w, h, x: jnp.sort(centred(w, x), axis=1)[:, -1],
     ),
     "LayerNorm behind the weight": tail(normed, now={"w": BEHIND}),
     "softmax behind the weight": tail(jax.nn.softmax, now={"w": BEHIND}),

@@ -1,8 +1,13 @@
-"""Loops of unknown length.
+"""Derivatives of operations that JAX, or XLA, has not got right.
 
-JAX knows their derivative forwards only. Their Jacobian is found that way, number by
-number, or all at once where no number meets another: times a tangent, it has a
-transpose.
+Of a loop of unknown length JAX knows the derivative forwards only. Its Jacobian is
+found that way, number by number, or all at once where no number meets another: times a
+tangent, it has a transpose.
+
+The derivative of a maximum asks which elements equal it. XLA may compute an element
+once for the maximum and once more for the comparison, and differ in the last digit:
+then none does (seen with JAX 0.10.2 on CPU). Here those count that are equal to a few
+digits less.
 """
 
 import dataclasses
@@ -22,10 +27,10 @@ from ._primitives import Primitives
 from ._program import Equation, Program
 
 
-def with_transposes(program: Program) -> Program:
-    """The program with loops of unknown length that have a derivative backwards."""
+def with_derivatives(program: Program) -> Program:
+    """The program with such operations in their own stead."""
     equations = tuple(
-        dataclasses.replace(e, fun=_with_transpose(e)) if e.name == "while" else e
+        dataclasses.replace(e, fun=_OWN[e.name](e)) if e.name in _OWN else e
         for e in program.equations
     )
     return dataclasses.replace(program, equations=equations)
@@ -81,3 +86,29 @@ def _alone(equation: Equation, j: int) -> bool:
         for r, v in zip(blocks.results, equation.outputs)
         if v.inexact
     )
+
+
+def _extremum(equation: Equation) -> Callable[..., Sequence[Array]]:
+    """As in JAX, elements that are equal share the derivative."""
+    fun, axes = jax.custom_jvp(equation.fun), tuple(equation.params["axes"])
+
+    def rule(primals: Sequence[Any], tangents: Sequence[Any]):
+        (x,), (tangent,) = primals, tangents
+        (result,) = equation.fun(x)
+        extreme = jnp.expand_dims(result, axes)
+        size = jnp.where(jnp.isfinite(x), jnp.abs(x), 0)
+        close = 8 * jnp.finfo(x.dtype).eps * jnp.max(size, axes, keepdims=True)
+        equal = (jnp.abs(x - extreme) <= close) | (x == extreme)
+        share = equal.astype(x.dtype)
+        total = jnp.sum(share * tangent, axes) / jnp.sum(share, axes)
+        return [result], [total]
+
+    fun.defjvp(rule)
+    return fun if equation.inputs[0].inexact else equation.fun
+
+
+_OWN: dict[str, Callable[[Equation], Callable[..., Sequence[Array]]]] = {
+    "reduce_max": _extremum,
+    "reduce_min": _extremum,
+    "while": _with_transpose,
+}
