@@ -244,6 +244,27 @@ def test_lateral_coupling_is_cut_and_reported():
         assert jnp.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_a_group_that_is_reached_by_several_paths_is_reported():
+    """Locally and by mixing, or in several positions: it is traced elsewhere only."""
+
+    def both(m, state, x):
+        a, b = state
+        z = m.b @ x
+        return m.r @ b, (a + z, b + z + jnp.cumsum(z))
+
+    def broadcast(m, state, x):
+        a, b = state
+        z = m.b @ x
+        return m.r @ a, (leak(m, a) + z, b + z[:, None])
+
+    for step, wide in ((both, (N,)), (broadcast, (N, 40))):
+        model = plain(step, lambda wide=wide: (jnp.zeros(N), jnp.zeros(wide)))
+        with pytest.warns(etrace.UntracedParameterWarning, match="some groups"):
+            report = etrace.DRTRL(model).graph(jnp.zeros(IN))
+        (row,) = [row for row in report.rows if row.parameter == ".b"]
+        assert row.status == "partly" and len(row.groups) == 1
+
+
 def test_a_custom_derivative_that_mixes_is_not_trusted():
     """Elementwise forwards, but its derivative is not: no local path leads through."""
 

@@ -134,8 +134,8 @@ class _Walk:
         """Which elements of an operand keep their label through a mixing operation:
         all where it is inner, else those that it leads to their own position."""
         if edge in self.positions.inner or edge not in self.converging:
-            return (label >= 0) & (edge in self.positions.inner)
-        return (label >= 0) & ~self.converging[edge]
+            return np.asarray((label >= 0) & (edge in self.positions.inner))
+        return np.asarray((label >= 0) & ~self.converging[edge])
 
     def _at_mixing(self, edge: Edge) -> np.ndarray:
         """The labels of what is mixed with other positions."""

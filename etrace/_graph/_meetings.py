@@ -1,6 +1,7 @@
 """Where parameters meet data: every meeting, and what becomes of it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -61,14 +62,10 @@ class Meetings:
     ):
         self.primitives = primitives
         self.positions = positions
+        self.new = new
         self.reach = positions.backward
-        self.flow = self.reach
-        if mixing_tails == "local":
-            self.flow = tuple(
-                propagate_backwards(primitives, g.labels(new), through_mixing=UNSET)
-                for g in positions.groups
-            )
         self.local = mixing_tails == "local"
+        self.flow = self._local_flow if self.local else self.reach
         self.sites: list[Site] = []
         self.found: list[tuple[int, int, np.ndarray]] = []  # site, group, positions
         self.occurrences: list[Occurrence] = []
@@ -144,21 +141,35 @@ class Meetings:
             why = together([*reasons] or [ONLY_BY_MIXING])
             self._record(edge, weight, None, "now", *why)
             return
-        # A layer's weights reach later layers by mixing; that credit is dropped by
-        # definition (D-RTRL), and does not count.
-        reasons = set()
+        reasons, groups = set(), {g for _, g, _ in found}
         for g, label in self._labels(self.flow, edge, site):
-            local = any(g == h for _, h, _ in found)
-            reasons |= _reasons(label) - (set() if local else {BEHIND_MIXING})
+            # A layer's weights reach later layers by mixing alone; that credit is
+            # dropped by definition (D-RTRL), and does not count.
+            by_mixing = g not in groups and not self._reaches_locally(g, edge, site)
+            reasons |= _reasons(label) - ({BEHIND_MIXING} if by_mixing else set())
         self.found += found
         self.sites.append(site)
         status = "partly" if reasons else "traced"
         reason, remedy = together([*reasons])
         if reasons:
-            reason = f"{traced} of {total} elements; {reason}"
+            some = f"{traced} of {total} elements" if traced < total else "some groups"
+            reason = f"{some}; {reason}"
         if self.local and self._has_mixing_tail(edge, site):
             reason, remedy = together([LOCAL_PART])
         self._record(edge, weight, len(self.sites) - 1, status, reason, remedy)
+
+    @functools.cached_property
+    def _local_flow(self) -> tuple[Labels, ...]:
+        """Where values flow by position-local paths, whatever other paths there are."""
+        return tuple(
+            propagate_backwards(
+                self.primitives, g.labels(self.new), through_mixing=UNSET
+            )
+            for g in self.positions.groups
+        )
+
+    def _reaches_locally(self, group: int, edge: Edge, site: Site) -> bool:
+        return any(g == group for g, _ in self._labels(self._local_flow, edge, site))
 
     def _has_mixing_tail(self, edge: Edge, site: Site) -> bool:
         groups = {g for site, g, _ in self.found if site == len(self.sites) - 1}

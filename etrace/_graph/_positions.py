@@ -14,37 +14,12 @@ import numpy as np
 
 from ._blocks import Blocks, first_labels
 from ._kinds import Kind
+from ._partition import UNSET, Group, Labels, Partition
 from ._primitives import Primitives
 from ._program import Edge, Var
 
-UNSET = -1  # belongs to no position
 MIXED = -2  # flows into several positions
 BLOCKED = -3  # flows into the state through a mixing operation
-
-Labels = dict[Var, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Group:
-    """State leaves that talk to each other element by element.
-
-    `leaves` are indices into the hidden leaves; component s of position p is the
-    element of `leaves[s]` that `positions[s]` (flat, one entry an element) maps to p.
-    """
-
-    leaves: tuple[int, ...]
-    positions: tuple[np.ndarray, ...]
-    size: int
-    offset: int  # of its positions among those of all groups
-
-    @property
-    def components(self) -> int:
-        return len(self.leaves)
-
-    def labels(self, leaves: Sequence[Var]) -> Labels:
-        """The position of every element of its leaves, among those of all groups."""
-        pairs = zip(self.leaves, self.positions)
-        return {leaves[i]: (self.offset + p).reshape(leaves[i].shape) for i, p in pairs}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +47,7 @@ def find_positions(
     primitives: Primitives, old: Sequence[Var], new: Sequence[Var]
 ) -> Positions:
     """Groups the hidden leaves `old`, whose next values are `new`."""
-    partition = _Partition([v.size for v in old])
+    partition = Partition([v.size for v in old])
     while True:
         groups = partition.groups()
         backward = tuple(propagate_backwards(primitives, g.labels(new)) for g in groups)
@@ -87,62 +62,6 @@ def find_positions(
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
     inner = frozenset(walk.inner)
     return Positions(groups, walk.labels, backward, walk.cuts, inner, moved)
-
-
-class _Partition:
-    """Global positions of all state elements, merged pairwise."""
-
-    def __init__(self, sizes: Sequence[int]):
-        ends = np.cumsum([0, *sizes])
-        self.position = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:])]
-        self.group = np.arange(len(sizes))
-
-    def groups(self) -> tuple[Group, ...]:
-        """The groups, positions numbered from zero; renumbers the partition."""
-        result, offset = [], 0
-        for g in np.unique(self.group):
-            leaves = tuple(int(i) for i in np.flatnonzero(self.group == g))
-            flat = np.concatenate([self.position[i] for i in leaves])
-            order, first, inverse = np.unique(
-                flat, return_index=True, return_inverse=True
-            )
-            rank = np.argsort(np.argsort(first))  # in order of appearance
-            local = rank[inverse.reshape(-1)]
-            ends = np.cumsum([self.position[i].size for i in leaves])[:-1]
-            positions = tuple(np.split(local, ends))
-            for i, p in zip(leaves, positions):
-                self.position[i] = p + offset
-            result.append(Group(leaves, positions, order.size, offset))
-            offset += order.size
-        return tuple(result)
-
-    def mergeable(self, a: np.ndarray, b: np.ndarray):
-        """A part of the pairs (a, b) that joins two groups one to one, or None."""
-        owner = np.full(1 + max(p.max(initial=0) for p in self.position), UNSET)
-        for g, own in zip(self.group, self.position):
-            owner[own] = g
-        apart = owner[a] != owner[b]
-        if not apart.any():
-            return None
-        pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
-        between = owner[pairs]
-        for ga, gb in np.unique(between, axis=1).T:
-            here = pairs[:, (between == [[ga], [gb]]).all(axis=0)]
-            if all(len(np.unique(p)) == p.size for p in here):
-                return here
-        return None
-
-    def merge(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Renames positions `b` to `a` and joins their groups."""
-        group = {
-            int(p): g for g, own in zip(self.group, self.position) for p in own.tolist()
-        }
-        ga, gb = group[int(a[0])], group[int(b[0])]
-        renamed = dict(zip(b.tolist(), a.tolist()))
-        for i in np.flatnonzero(self.group == gb):
-            own = self.position[i]
-            self.position[i] = np.array([renamed.get(p, p) for p in own.tolist()], int)
-        self.group[self.group == gb] = ga
 
 
 # --------------------------------------------------------------------------- backwards
@@ -298,7 +217,7 @@ class _ForwardWalk:
             labels = g.labels(old).items()
             self.labels.update((v, label) for v, label in labels if v.inexact)
 
-    def run(self, partition: _Partition):
+    def run(self, partition: Partition):
         """Labels every local value. Stops at positions to merge, which it returns."""
         for i, equation in enumerate(self.primitives.program.equations):
             kind = self.primitives.kinds[i]
@@ -325,7 +244,7 @@ class _ForwardWalk:
         if var.inexact and (label >= 0).any():
             self.labels[var] = label
 
-    def _mixing(self, partition: _Partition, i: int, operands):
+    def _mixing(self, partition: Partition, i: int, operands):
         """A mixing operation, of which operands may be mixed within positions only."""
         found: Sequence = [None] * len(self.primitives.program.equations[i].outputs)
         for j, label in enumerate(operands):
@@ -351,7 +270,7 @@ class _ForwardWalk:
                 self._set(v, label)
         return None
 
-    def _elementwise(self, partition: _Partition, i: int, operands):
+    def _elementwise(self, partition: Partition, i: int, operands):
         """One elementwise equation; returns positions to merge, if any."""
         outputs = self.primitives.program.equations[i].outputs
         shape = outputs[0].shape
@@ -397,7 +316,7 @@ class _ForwardWalk:
                     own = g.labels(new)[new[leaf]]
                     yield leaf, label, np.where(label >= 0, own, UNSET)
 
-    def arrivals(self, partition: _Partition, new: Sequence[Var]):
+    def arrivals(self, partition: Partition, new: Sequence[Var]):
         """A leaf whose new value is local to another leaf belongs to its group."""
         for _, label, own in self.arrived(new):
             other = label != own

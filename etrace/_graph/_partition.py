@@ -1,0 +1,91 @@
+"""Groups of state leaves, and how they grow together."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._program import Var
+
+UNSET = -1  # belongs to no position
+
+Labels = dict[Var, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """State leaves that talk to each other element by element.
+
+    `leaves` are indices into the hidden leaves; component s of position p is the
+    element of `leaves[s]` that `positions[s]` (flat, one entry an element) maps to p.
+    """
+
+    leaves: tuple[int, ...]
+    positions: tuple[np.ndarray, ...]
+    size: int
+    offset: int  # of its positions among those of all groups
+
+    @property
+    def components(self) -> int:
+        return len(self.leaves)
+
+    def labels(self, leaves: Sequence[Var]) -> Labels:
+        """The position of every element of its leaves, among those of all groups."""
+        pairs = zip(self.leaves, self.positions)
+        return {leaves[i]: (self.offset + p).reshape(leaves[i].shape) for i, p in pairs}
+
+
+class Partition:
+    """Global positions of all state elements, merged pairwise."""
+
+    def __init__(self, sizes: Sequence[int]):
+        ends = np.cumsum([0, *sizes])
+        self.position = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:])]
+        self.group = np.arange(len(sizes))
+
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, positions numbered from zero; renumbers the partition."""
+        result, offset = [], 0
+        for g in np.unique(self.group):
+            leaves = tuple(int(i) for i in np.flatnonzero(self.group == g))
+            flat = np.concatenate([self.position[i] for i in leaves])
+            order, first, inverse = np.unique(
+                flat, return_index=True, return_inverse=True
+            )
+            rank = np.argsort(np.argsort(first))  # in order of appearance
+            local = rank[inverse.reshape(-1)]
+            ends = np.cumsum([self.position[i].size for i in leaves])[:-1]
+            positions = tuple(np.split(local, ends))
+            for i, p in zip(leaves, positions):
+                self.position[i] = p + offset
+            result.append(Group(leaves, positions, order.size, offset))
+            offset += order.size
+        return tuple(result)
+
+    def mergeable(self, a: np.ndarray, b: np.ndarray):
+        """A part of the pairs (a, b) that joins two groups one to one, or None."""
+        owner = np.full(1 + max(p.max(initial=0) for p in self.position), UNSET)
+        for g, own in zip(self.group, self.position):
+            owner[own] = g
+        apart = owner[a] != owner[b]
+        if not apart.any():
+            return None
+        pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
+        between = owner[pairs]
+        for ga, gb in np.unique(between, axis=1).T:
+            here = pairs[:, (between == [[ga], [gb]]).all(axis=0)]
+            if all(len(np.unique(p)) == p.size for p in here):
+                return here
+        return None
+
+    def merge(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Renames positions `b` to `a` and joins their groups."""
+        group = {
+            int(p): g for g, own in zip(self.group, self.position) for p in own.tolist()
+        }
+        ga, gb = group[int(a[0])], group[int(b[0])]
+        renamed = dict(zip(b.tolist(), a.tolist()))
+        for i in np.flatnonzero(self.group == gb):
+            own = self.position[i]
+            self.position[i] = np.array([renamed.get(p, p) for p in own.tolist()], int)
+        self.group[self.group == gb] = ga
