@@ -1,6 +1,7 @@
 """Every construct of the table in the documentation: exact, or left at "now" with the
 reason. There is no third outcome."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -17,14 +18,18 @@ NAMES = [(section, name) for section, found in CONSTRUCTS.items() for name in fo
 INPUTS, TARGETS = 2 * normal(STEPS, IN, seed=1), normal(STEPS, OUT, seed=2)
 
 
-def gradient(construct: Construct, method: str, window: int):
+def by_windows(algorithm: etrace.ETraceVjpAlgorithm, window: int = 1):
     driver = etrace.value_and_grad(
         et.squared_error, window=window, reduction="sum", carry=False
     )
+    return driver(algorithm, None, INPUTS, TARGETS)[1].weights
+
+
+def gradient(construct: Construct, method: str, window: int):
     algorithm = etrace.DRTRL(construct.model(), vjp_method=method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
-        return driver(algorithm, None, INPUTS, TARGETS)[1].weights
+        return by_windows(algorithm, window)
 
 
 def report(construct: Construct):
@@ -70,3 +75,51 @@ def test_what_the_report_says(section: str, name: str):
 
 def test_the_table_in_the_documentation():
     assert PATH.read_text() == table(), "write it anew: python -m tests.constructs"
+
+
+EXACT_RULES = {
+    "RTRL": etrace.RTRL,
+    "OSTL": etrace.OSTL,
+    "SnAp": etrace.SnAp,
+    "EProp": etrace.EProp,
+}
+INSIDE = [
+    ("Operations", "sparse matrix (`BCOO @ x`)"),
+    ("Operations", "low rank, `B @ (A @ x)`"),
+    ("Positions and states", "two numbers in one array"),
+    ("Positions and states", "compartments"),
+    ("Positions and states", "memory with one matrix"),
+    ("Positions and states", "ring buffer"),
+    ("Control flow", "`while_loop` over the state"),
+]
+
+
+@pytest.mark.parametrize("rule", EXACT_RULES)
+@pytest.mark.parametrize(("section", "name"), INSIDE)
+def test_other_rules(section: str, name: str, rule: str):
+    """Where nothing mixes between positions, these are BPTT as well."""
+    construct = CONSTRUCTS[section][name]
+    algorithm = EXACT_RULES[rule](construct.model())
+    exact = et.bptt(
+        construct.reference(), et.squared_error, INPUTS, TARGETS, reduction="sum"
+    )[1].weights
+    single = by_windows(algorithm)
+    for weight in exact:
+        assert close(single[weight], exact[weight]), weight
+
+
+@pytest.mark.parametrize("method", ["single-step", "multi-step"])
+def test_a_complex_weight_is_two_real_ones(method: str):
+    """Factored traces are not exact, but the same however a weight is written."""
+    construct = CONSTRUCTS["Positions and states"]["complex state"]
+
+    def of_reals(w, z, x):
+        z = jnp.exp(jax.lax.complex(-jnp.exp(w["nu"]), w["theta"])) * z
+        z = z + jax.lax.complex(w["re"] @ x, w["im"] @ x)
+        return [z.real, z.imag], z
+
+    found = [
+        by_windows(etrace.ESDRTRL(c.model(), vjp_method=method, decay=0.7), window=2)
+        for c in (construct, dataclasses.replace(construct, step=of_reals))
+    ]
+    assert et.gradient_distance(*found) < 1e-9

@@ -11,6 +11,7 @@ import abc
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
@@ -81,9 +82,10 @@ class FactoredRule(ETraceVjpAlgorithm):
         for t, trace in enumerate(data):
             boundary = window.at_trace(t, signals.boundary, 1)[0]
             if isinstance(trace, Factors):
-                f = total(boundary * trace.f.astype(boundary.dtype))
+                dtype = trace.f.dtype if jnp.iscomplexobj(trace.f) else boundary.dtype
+                f = total(boundary.astype(dtype) * trace.f.astype(dtype))
                 scale = correction(trace.steps, self.decays[1], f.dtype)
-                f = f * scale.reshape(-1, 1, 1, 1)
+                f = f * scale.reshape(-1, 1, 1, 1).astype(dtype)
                 result.append(factored.outer(f, trace.x))
             else:
                 result.append(per_parameter.contract(boundary, trace))

@@ -47,9 +47,9 @@ class Postsynaptic:
 
         def step(f: Array, at_t: tuple) -> tuple[Array, Array]:
             motion, b, g, scale = at_t
-            past = total(self._own(b) * f)
+            past = total(self._own(b, f) * f)
             new = self.decay * past + (1 - self.decay) * g.astype(past.dtype)
-            return self._moved(f, motion), scale[:, None] * new
+            return self._moved(f, motion), scale[:, None].astype(new.dtype) * new
 
         result = _scan(step, f, (motion, b, g, scale))[1]
         return result.reshape(*self.window.size, *self.positions.shape)
@@ -69,14 +69,15 @@ class Postsynaptic:
         return f, (d, new)
 
     def _moved(self, f: Array, motion: tuple[Array, Array]) -> Array:
-        d, new = self._own(motion[0]), motion[1]
+        d, new = self._own(motion[0], f), motion[1]
         if not f.shape[1]:
             return f
         moved = jnp.stack([total(row * f) for row in jnp.moveaxis(d, 1, 0)], axis=1)
         return self.decay * moved + (1 - self.decay) * new
 
-    def _own(self, values: Array) -> Array:
-        return take(values, self.positions.reshape(-1))
+    def _own(self, values: Array, f: Array) -> Array:
+        own = take(values, self.positions.reshape(-1))
+        return own.astype(f.dtype) if jnp.iscomplexobj(f) else own
 
 
 def correction(steps: Array, decay: float, dtype: Any) -> Array:
