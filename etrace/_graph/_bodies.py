@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from ._blocks import Blocks, first_labels
 from ._kinds import Kind
-from ._program import Equation, Loop, Program, Var
+from ._program import CUSTOM, Equation, Loop, Program, Var
 
 _NONE, _SEVERAL = -1, -2
 
@@ -53,7 +53,7 @@ def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks |
             for n, v in enumerate(equation.outputs)
         ),
     )
-    custom = equation.name in ("custom_jvp_call", "custom_vjp_call")
+    custom = equation.name in CUSTOM
     return blocks if not custom or _keeps_apart(equation, j, blocks) else None
 
 

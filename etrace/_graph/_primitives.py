@@ -12,7 +12,7 @@ from jax.core import Tracer
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks
 from ._kinds import Kind
-from ._program import Edge, Equation, Program, Var
+from ._program import CUSTOM, Edge, Equation, Program, Var
 
 _ELEMENTWISE = frozenset(
     """
@@ -40,8 +40,6 @@ _INDEXED_MOVEMENT = {
     "gather": slice(1, 2),
     "select_n": slice(0, 1),
 }
-
-_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 NOTHING = -1  # the source of an element that no operand supplies (padding)
 
@@ -151,7 +149,7 @@ def _is_elementwise(equation: Equation) -> bool:
         return False
     if not all(broadcasts(v.shape, shape) for v in equation.inputs):
         return False
-    if equation.name in _CUSTOM:
+    if equation.name in CUSTOM:
         body = equation.body
         known = body is not None and _is_elementwise_body(body, shape)
         return known and _is_local(equation)

@@ -21,6 +21,9 @@ from ._sparse import is_sparse_product, sparse_product
 
 MAX_UNROLLED_SCAN = 32
 
+# Functions with a derivative of their own.
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+
 _CALL_PRIMITIVES = frozenset(
     {
         "jit",
@@ -278,7 +281,7 @@ def _acts(closed) -> bool:
 def _body(eqn, read: list[Var]) -> tuple[Any, Loop | None]:
     """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
     name, params = eqn.primitive.name, eqn.params
-    if name in ("custom_jvp_call", "custom_vjp_call"):
+    if name in CUSTOM:
         return _subjaxpr(eqn), None
     if name == "scan":
         return params["jaxpr"], _scan(eqn, read)
