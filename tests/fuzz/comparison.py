@@ -1,0 +1,195 @@
+"""One random step function: the library against the oracle."""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import etrace
+import etrace.testing as et
+
+from .positions import Partition, facts, natural_partition
+from .programs import FEATURES, LENGTH, Nodes, Program, Spec, nodes_of
+from .reference import Reference, reference
+
+TOLERANCE, SINGLE_TOLERANCE = 1e-9, 1e-4
+
+#: Whether a weight may silently lose its trace in a group that it reaches both locally
+#: and by mixing, if it has one in another group. To be False.
+FORGIVES_BOTH_WAYS = False
+
+_numbers = itertools.count(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a program.
+
+    - `statuses`: of its parameters: "traced", "partly", "now", "output".
+    - `kind`: "local"; "cut" if elements of several positions meet; "moved" if a new
+        state lies at another position.
+    - `past`: the distance of the gradient from the instantaneous one.
+    - `predicted`: whether the oracle also says which elements are "partly" traced.
+    - `forgiven`: whether it needed `FORGIVES_BOTH_WAYS`.
+    """
+
+    statuses: tuple[str, ...]
+    kind: str
+    past: float
+    predicted: bool
+    forgiven: bool
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The norm of the difference over the larger of the norms."""
+    scale = max(np.linalg.norm(a), np.linalg.norm(b))
+    return float(np.linalg.norm(a - b) / (scale or 1))
+
+
+def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
+    """Raises an AssertionError where the library differs from the oracle.
+
+    None if the numbers grow out of bounds.
+    """
+    model, nodes = Program(spec, number=next(_numbers)), nodes_of(spec)
+    data = sequence(spec, nodes)
+    inputs = data[:2]
+    example = jax.tree.map(lambda x: x[0], inputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        algorithm = etrace.DRTRL(model)
+        algorithm.init(*example)
+    warned = [str(w.message) for w in caught]
+    report = algorithm.graph(*example)
+    partition = library_partition(report, nodes)
+    statuses = parameter_statuses(report, len(model.params))
+    for k, status in enumerate(statuses):
+        named = any(f".params[{k}]" in message for message in warned)
+        assert named == (status in ("now", "partly")), ("warning", k, status, warned)
+
+    said = facts(nodes, partition)
+    cut = bool(said.cuts or report.graph.positions.cuts)
+    # A leaf with axes inside its positions, and what arrives from elsewhere, are
+    # declared choices of the library; otherwise there is one partition.
+    chosen = cut or partition.shared(spec.leaves)
+    natural = None if chosen else natural_partition(nodes)
+    if natural is not None:
+        groups = [np.equal.outer(p.group, p.group) for p in (natural, partition)]
+        assert (groups[0] == groups[1]).all(), ("groups", partition)
+    if natural is not None and not report.graph.positions.moved:
+        assert (natural.same() == partition.same()).all(), ("groups", partition)
+    partly, several = "partly" in statuses, any(m == "multi-step" for m, _ in checks)
+    truth = reference(model, nodes, said, data, partly, several)
+    if not truth.usable():
+        return None
+    of_column = np.repeat(statuses, [p.size for p in model.params])
+    i = np.where(of_column == "now", 0, truth.i)
+    i = np.where(of_column == "partly", truth.i_traced, i) if partly else i
+
+    whole, apart = said.silent()
+    traced = {k for k, status in enumerate(statuses) if status == "traced"}
+    predicted, forgiven = True, FORGIVES_BOTH_WAYS and bool(apart & traced)
+    unsaid = whole if FORGIVES_BOTH_WAYS else whole | apart
+    assert not unsaid & traced, f"not traced in full: {unsaid & traced}\n{report}"
+    tolerance = SINGLE_TOLERANCE if spec.single else TOLERANCE
+    for method, window in checks:
+        value, gradient, last = library_gradient(model, data, method, window)
+        total = truth.value.sum()
+        assert abs(value - total) <= tolerance * max(1, abs(total)), (value, total)
+        assert distance(last, truth.states[-1]) < tolerance, ("state", last)
+        multi = method == "multi-step"
+        whole = multi and window == LENGTH  # there nothing depends on a trace
+
+        def error(where: Any, i: np.ndarray = i, truth: Reference = truth) -> float:
+            expected = truth.gradient(i, window, multi)  # noqa: B023
+            return distance(gradient[where], expected[where])  # noqa: B023
+
+        # Which elements the library traces of the last is for the report to say.
+        certain = (of_column != "partly") | whole
+        found = error(certain)
+        if found >= tolerance and forgiven:
+            truth = reference(model, nodes, said, data, True, several)
+            i = np.where(of_column == "traced", truth.i_traced, i)
+            found = error(certain, i, truth)
+        assert found < tolerance, (
+            f"{method}, window {window}: distance {found:.2e}; {statuses}\n{report}"
+        )
+        predicted = predicted and error(~certain, i, truth) < tolerance
+    kind = "cut" if cut else "moved" if report.graph.positions.moved else "local"
+    past = distance(truth.gradient(i, 1, False), truth.now.sum(0))
+    return Outcome(statuses, kind, past, predicted, forgiven)
+
+
+def failing(checks: Sequence[tuple[str, int]]) -> Callable[[Spec], bool]:
+    """Whether a comparison fails, for `shrunk`."""
+
+    def fails(spec: Spec) -> bool:
+        try:
+            if spec.shapes:
+                compare(spec, checks)
+        except Exception:
+            return True
+        return False
+
+    return fails
+
+
+def sequence(spec: Spec, nodes: Nodes) -> tuple[Any, ...]:
+    """(x, index, targets), time-major."""
+    x = spec.numbers(LENGTH, FEATURES, salt=1)
+    index = jnp.asarray((np.arange(LENGTH) + spec.seed) // 2 % 2, jnp.int32)
+    pairs = enumerate(nodes.outputs)
+    targets = tuple(spec.numbers(LENGTH, *y.shape, salt=100 + n) for n, y in pairs)
+    return x, index, targets
+
+
+def library_gradient(
+    model: Program, data: tuple, method: Any, window: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(value, gradient, last state) by the driver, each as one vector."""
+    *inputs, targets = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+        algorithm = etrace.DRTRL(model, vjp_method=method)
+        state = algorithm.init(*(x[0] for x in inputs))
+    driver = etrace.value_and_grad(et.squared_error, window=window, reduction="sum")
+    value, grads, last = driver(algorithm, state, tuple(inputs), targets)
+    gradient = np.concatenate([np.ravel(g) for g in grads.params])
+    leaves = jax.tree.leaves(eqx.filter(last[0], eqx.is_inexact_array))
+    return float(value), gradient, np.concatenate([np.ravel(x) for x in leaves])
+
+
+def parameter_statuses(report: etrace.Report, number: int) -> tuple[str, ...]:
+    """One for each parameter, from all the places where it meets data."""
+    found: list[set[str]] = [set() for _ in range(number)]
+    for row in report.rows:
+        found[int(row.parameter.removeprefix(".params[")[:-1])].add(row.status)
+    result = []
+    for statuses in found:
+        reaching = statuses - {"output"}
+        one = "output" if not reaching else "partly"
+        result.append(next(iter(reaching)) if len(reaching) == 1 else one)
+    return tuple(result)
+
+
+def library_partition(report: etrace.Report, nodes: Nodes) -> Partition:
+    """The groups of the report, element by element."""
+    graph = report.graph
+    leaves = nodes.given[: len(nodes.new)]
+    ends = np.cumsum([0, *(v.size for v in leaves)])
+    ids = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:])]
+    if hasattr(graph, "coordinates"):
+        shaped = [jnp.asarray(i.reshape(v.shape)) for i, v in zip(ids, leaves)]
+        ids = [np.ravel(x) for x in graph.coordinates.split(shaped)]
+    position, group = np.full(ends[-1], -1), np.full(ends[-1], -1)
+    for n, g in enumerate(graph.positions.groups):
+        for leaf, own in zip(g.leaves, g.positions):
+            position[ids[leaf]] = own + g.offset
+            group[ids[leaf]] = n
+    return Partition(np.unique(position, return_inverse=True)[1], group)

@@ -1,0 +1,397 @@
+"""Which elements of the state talk to each other one by one, from the nodes alone.
+
+Every value carries, for each of its elements, the *set* of elements of the old state
+that it depends on locally, and the sets of positions and groups of the new state that
+it flows into.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from .blocks import NONE, blocks, joined, label_of_block
+from .programs import Nodes
+from .tape import Node, Value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partition:
+    """The position and the group of each element of the state, leaf after leaf."""
+
+    position: np.ndarray
+    group: np.ndarray
+
+    @property
+    def groups(self) -> range:
+        return range(max(self.group) + 1)
+
+    def same(self) -> np.ndarray:
+        """Which pairs of elements share a position."""
+        return np.equal.outer(self.position, self.position)
+
+    def shared(self, leaves: Sequence[tuple[int, ...]]) -> bool:
+        """Whether two elements of one leaf share a position."""
+        ends = np.cumsum([int(np.prod(s)) for s in leaves])
+        parts = np.split(self.position, ends[:-1])
+        return any(len(np.unique(part)) < part.size for part in parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """What the nodes say, given a partition.
+
+    - `feeds`: of every mixing node, the groups whose new state it reaches.
+    - `inner`: the operands of mixing nodes that mix nothing but what one position
+        holds.
+    - `leading`: per group, of operands of mixing nodes, the elements that these lead to
+        one position alone.
+    - `cuts`: where elements of several positions meet, by node and operand, those that
+        do not go on: one label an element, NONE for those that do.
+    - `closed`: per group, those of the cut elements that lead back to it.
+    - `held`: per group, where weights meet data, the elements that are not traced: they
+        reach the group by mixing, or several positions.
+    - `chains`: the operands of products that are products with a weight themselves, and
+        part of the weight that is met.
+    - `doubtful`: per group, the parameters where some of what they meet flows into it
+        locally, but not into one position alone and by local paths alone.
+    """
+
+    partition: Partition
+    feeds: dict[Node, frozenset[int]]
+    inner: frozenset[tuple[Node, int]]
+    leading: tuple[dict[tuple[Node, int], np.ndarray], ...]
+    cuts: dict[tuple[Node, int], np.ndarray]
+    closed: tuple[dict[tuple[Node, int], np.ndarray], ...]
+    held: tuple[dict[Node, np.ndarray], ...]
+    chains: frozenset[tuple[Node, int]]
+    doubtful: tuple[dict[Node, frozenset[int]], ...]
+
+    def silent(self) -> tuple[set[int], set[int]]:
+        """Parameters that may not be called traced: some of what they meet flows into a
+        group locally and also by mixing, or into several positions. Apart, those of
+        which nothing is traced in this group, but in another."""
+        whole, apart = set(), set()
+        for g, doubtful in enumerate(self.doubtful):
+            for n, params in doubtful.items():
+                elsewhere = any(not held[n].all() for held in self.held)
+                lost = self.held[g][n].all() and elsewhere
+                (apart if lost else whole).update(params)
+        return whole, apart - whole
+
+
+def natural_partition(nodes: Nodes) -> Partition | None:
+    """Elements that values depend on together share a position, and so do an element
+    and those of other leaves that its new value is local to. None if two elements of
+    one leaf would, or if what a mixing node keeps apart matters."""
+    leaves = nodes.given[: len(nodes.new)]
+    classes = _Classes(sum(v.size for v in leaves))
+    if _apart(nodes, _depend(nodes, leaves, classes)):
+        return None
+    roots = [classes.find(i) for i in range(len(classes.root))]
+    position = np.unique(roots, return_inverse=True)[1]
+    parts = [set(part.tolist()) for part in _parts(position, leaves)]
+    if any(len(own) < v.size for own, v in zip(parts, leaves)):
+        return None
+    groups = _Classes(len(leaves))
+    for a, own in enumerate(parts):
+        groups.join([a, *(b for b, other in enumerate(parts) if own & other)])
+    of_leaf = [groups.find(a) for a in range(len(leaves))]
+    of_leaf = np.unique(of_leaf, return_inverse=True)[1]
+    return Partition(position, np.repeat(of_leaf, [v.size for v in leaves]))
+
+
+def facts(nodes: Nodes, partition: Partition) -> Facts:
+    flows = _Flows(nodes, partition)
+    feeds = {
+        n: frozenset(np.flatnonzero(flows.groups(n.output)))
+        for n in nodes.nodes
+        if n.kind == "mixing"
+    }
+    walk = _Walk(nodes, partition, flows)
+    cuts = walk.cuts
+    closed = tuple(
+        {
+            (n, j): (label != NONE) & (_group_of(label, partition) == g) & back
+            for (n, j), label in cuts.items()
+            for back in [flows.reach(n.output, g).reshape(n.output.shape)]
+        }
+        for g in partition.groups
+    )
+    met = [n for n in nodes.nodes if n.meets]
+    held = tuple({n: ~flows.traced(n, g) for n in met} for g in partition.groups)
+    leading = tuple(
+        {k: x[g] for k, x in flows.leading.items() if x[g].any()}
+        for g in partition.groups
+    )
+    chains = _chains(nodes)
+    doubtful = tuple(
+        {n: x for n in met if n not in chains.values() and (x := flows.doubted(n, g))}
+        for g in partition.groups
+    )
+    for (n, j), first in reversed(chains.items()):  # the last is known first
+        for g in partition.groups:
+            if not held[g][n].all():
+                leading[g][n, j] = np.ones(n.inputs[j].shape, bool)
+                held[g][first] = np.zeros(first.output.shape, bool)
+    inner = frozenset(walk.inner)
+    return Facts(
+        partition,
+        feeds,
+        inner,
+        leading,
+        cuts,
+        closed,
+        held,
+        frozenset(chains),
+        doubtful,
+    )
+
+
+class _Classes:
+    """Numbers, joined to classes."""
+
+    def __init__(self, size: int) -> None:
+        self.root = list(range(size))
+
+    def find(self, i: int) -> int:
+        while self.root[i] != i:
+            i = self.root[i]
+        return i
+
+    def join(self, elements: Sequence[int]) -> None:
+        for i in elements[1:]:
+            self.root[self.find(int(i))] = self.find(int(elements[0]))
+
+
+def _parts(flat: np.ndarray, leaves: Sequence[Value]) -> list[np.ndarray]:
+    return np.split(flat, np.cumsum([v.size for v in leaves])[:-1])
+
+
+def _group_of(label: np.ndarray, partition: Partition) -> np.ndarray:
+    group = np.full(max(partition.position) + 2, NONE)  # the last one for NONE
+    group[partition.position] = partition.group
+    return group[label]
+
+
+def _carries(node: Node) -> bool:
+    return node.output.inexact and node.kind in ("elementwise", "movement")
+
+
+def _chains(nodes: Nodes) -> dict[tuple[Node, int], Node]:
+    """Where the result of a product with a weight enters another one and nothing else:
+    both count as one product, with the product of the weights."""
+    made = {n.output: n for n in nodes.nodes}
+    read = [v for n in nodes.nodes for v in n.inputs] + [*nodes.new, *nodes.outputs]
+    return {
+        (n, j): made[v]
+        for n in nodes.nodes
+        for j, v in enumerate(n.inputs)
+        if n.product and n.meets and v.data and read.count(v) == 1
+        if v in made and made[v].product and made[v].meets
+    }
+
+
+def _apart(nodes: Nodes, sets: dict[Value, np.ndarray]) -> bool:
+    """Whether a mixing node keeps apart some of what depends on the state locally."""
+    return any(
+        n.kind == "mixing" and v in sets and sets[v].any() and blocks(n, j).apart
+        for n in nodes.nodes
+        for j, v in enumerate(n.inputs)
+    )
+
+
+def _depend(nodes: Nodes, leaves: Sequence[Value], classes: _Classes) -> dict:
+    size = len(classes.root)
+    own = np.split(np.eye(size, dtype=bool), np.cumsum([v.size for v in leaves])[:-1])
+    sets = {v: part.reshape(*v.shape, size) for v, part in zip(leaves, own)}
+
+    def of(v: Value) -> np.ndarray:
+        return sets.get(v, np.zeros((*v.shape, size), bool))
+
+    for n in filter(_carries, nodes.nodes):
+        shape = (*n.output.shape, size)
+        if n.kind == "movement":
+            flat = np.concatenate([of(v).reshape(-1, size) for v in n.inputs])
+            at = nodes.sources[n]
+            sets[n.output] = (flat[at] & (at >= 0)[:, None]).reshape(shape)
+            continue
+        found = np.zeros(shape, bool)
+        for v in n.inputs:
+            found = found | _aligned(of(v), len(shape))
+        sets[n.output] = found
+        for element in found.reshape(-1, size):
+            classes.join(np.flatnonzero(element))
+    first = 0
+    for leaf, new in zip(leaves, nodes.new):
+        mine = range(first, first + leaf.size)
+        for i, element in zip(mine, of(new).reshape(-1, size)):
+            classes.join([i, *(j for j in np.flatnonzero(element) if j not in mine)])
+        first += leaf.size
+    return sets
+
+
+def _aligned(x: np.ndarray, rank: int) -> np.ndarray:
+    return x.reshape((1,) * (rank - x.ndim) + x.shape)
+
+
+class _Flows:
+    """For each element of each value, the positions it flows into locally `[size, R]`,
+    and the groups it reaches through mixing `[size, G]`."""
+
+    def __init__(self, nodes: Nodes, partition: Partition) -> None:
+        self.nodes, self.partition = nodes, partition
+        self.local: dict[Value, np.ndarray] = {}
+        self.mixed: dict[Value, np.ndarray] = {}
+        self.leading: dict[tuple[Node, int], np.ndarray] = {}
+        positions = max(partition.position) + 1
+        self.of_position = np.zeros((positions, len(partition.groups)), bool)
+        self.of_position[partition.position, partition.group] = True
+        leaves = nodes.given[: len(nodes.new)]
+        for new, own in zip(nodes.new, _parts(partition.position, leaves)):
+            nothing = np.zeros((new.size, len(partition.groups)), bool)
+            self._add(new, np.eye(positions, dtype=bool)[own], nothing)
+        for n in reversed(nodes.nodes):
+            if n.output in self.local and n.kind != "stop":
+                self._pull(n)
+
+    def _add(self, v: Value, local: np.ndarray, mixed: np.ndarray) -> None:
+        if v.inexact:
+            self.local[v] = self.local.get(v, False) | local
+            self.mixed[v] = self.mixed.get(v, False) | mixed
+
+    def _pull(self, n: Node) -> None:
+        tables = self.local[n.output], self.mixed[n.output]
+        if n.kind == "mixing":
+            for j, v in enumerate(n.inputs):
+                self._add(v, *self._through(n, j))
+            return
+        start = 0
+        for v in n.inputs:
+            if n.kind == "movement":
+                at = self.nodes.sources[n]
+                ours = (at >= start) & (at < start + v.size)
+                to, given = at[ours] - start, [t[ours] for t in tables]
+            else:
+                ids = np.arange(v.size).reshape(v.shape)
+                to = np.broadcast_to(ids, n.output.shape).reshape(-1)
+                given = list(tables)
+            found = [np.zeros((v.size, t.shape[1]), bool) for t in tables]
+            for f, rows in zip(found, given):
+                np.logical_or.at(f, to, rows)
+            self._add(v, *found)
+            start += v.size
+
+    def _through(self, n: Node, j: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of an operand of a mixing node: a block that flows into one position of a
+        group is local to it, any other reaches the group by mixing."""
+        apart, v = blocks(n, j), n.inputs[j]
+        tables = self.local[n.output], self.mixed[n.output]
+        local, mixed = (joined(apart.result, t, apart.count) for t in tables)
+        number = local @ self.of_position.astype(int)
+        one = (number == 1) & ~mixed & apart.apart
+        mixed = mixed | ((number > 0) & ~one)
+        local = local & (one @ self.of_position.T)
+        if v.inexact and one[apart.operand].any():
+            self.leading[n, j] = one[apart.operand].T.reshape(-1, *v.shape)
+        return local[apart.operand], mixed[apart.operand]
+
+    def groups(self, v: Value) -> np.ndarray:
+        """The groups that a value reaches in any way."""
+        if v not in self.local:
+            return np.zeros(len(self.partition.groups), bool)
+        return self.mixed[v].any(0) | (self.local[v] @ self.of_position).any(0)
+
+    def reach(self, v: Value, g: int) -> np.ndarray:
+        """Which elements of a value reach a group in any way."""
+        if v not in self.local:
+            return np.zeros(v.size, bool)
+        return self.mixed[v][:, g] | (self.local[v] @ self.of_position)[:, g]
+
+    def only(self, v: Value, g: int) -> np.ndarray:
+        """The one position of a group that each element flows into, or NONE."""
+        if v not in self.local:
+            return np.full(v.size, NONE)
+        own = self.local[v] & self.of_position[:, g]
+        one = (own.sum(1) == 1) & ~self.mixed[v][:, g]
+        return np.where(one, own.argmax(1), NONE)
+
+    def doubted(self, node: Node, g: int) -> frozenset[int]:
+        """Parameters that meet data there, and flow into a group locally, though not in
+        the one way that is traced."""
+        at = node.inputs if node.kind == "movement" else [node.output] * 99
+        found: set[int] = set()
+        for j in node.meets:
+            v = at[j]
+            if v in self.local:
+                flows = (self.local[v] & self.of_position[:, g]).any(1)
+                if (flows & (self.only(v, g) == NONE)).any():
+                    found |= node.inputs[j].params
+        return frozenset(found)
+
+    def traced(self, node: Node, g: int) -> np.ndarray:
+        """The elements at which a weight meets data that are traced in a group."""
+        if node.kind == "movement":
+            return np.concatenate([self.only(v, g) != NONE for v in node.inputs])
+        return (self.only(node.output, g) != NONE).reshape(node.output.shape)
+
+
+class _Walk:
+    """Follows the positions forwards. Where several meet, the one that the result flows
+    into goes on."""
+
+    def __init__(self, nodes: Nodes, partition: Partition, flows: _Flows) -> None:
+        self.partition, self.flows = partition, flows
+        self.cuts: dict[tuple[Node, int], np.ndarray] = {}
+        self.inner: set[tuple[Node, int]] = set()
+        leaves = nodes.given[: len(nodes.new)]
+        labels = {
+            v: own.reshape(v.shape)
+            for v, own in zip(leaves, _parts(partition.position, leaves))
+        }
+        for n in nodes.nodes:
+            parts = [labels.get(v, np.full(v.shape, NONE)) for v in n.inputs]
+            if not n.output.inexact or n.kind == "stop":
+                continue
+            if n.kind == "mixing":
+                found = self._mixed(n, parts)
+            elif n.kind == "movement":
+                flat, at = (
+                    np.concatenate([p.reshape(-1) for p in parts]),
+                    nodes.sources[n],
+                )
+                found = np.where(at >= 0, flat[at], NONE)
+            else:
+                found = self._met(n, parts)
+            labels[n.output] = found.reshape(n.output.shape)
+
+    def _mixed(self, n: Node, parts: Sequence[np.ndarray]) -> np.ndarray:
+        found = None
+        for j, label in enumerate(parts):
+            if (label == NONE).all():
+                continue
+            apart = blocks(n, j)
+            own = label_of_block(apart, label)
+            if own is None:
+                continue
+            if found is None or (own[apart.result] == found).all():
+                found = own[apart.result]
+                self.inner.add((n, j))
+        return np.full(n.output.size, NONE) if found is None else found
+
+    def _met(self, n: Node, parts: Sequence[np.ndarray]) -> np.ndarray:
+        shape = n.output.shape
+        wide = [np.broadcast_to(_aligned(p, len(shape)), shape) for p in parts]
+        result = np.max([np.full(shape, NONE), *wide], axis=0)
+        conflict = np.any([(p != NONE) & (p != result) for p in wide], axis=0)
+        kept = np.full(shape, NONE)
+        for p in wide:
+            for g in self.partition.groups:
+                flows = self.flows.only(n.output, g).reshape(shape)
+                arrives = (flows == p) & (p != NONE)
+                kept = np.where(conflict & arrives & (kept == NONE), p, kept)
+        for j, p in enumerate(wide):
+            cut = conflict & (p != NONE) & (p != kept)
+            if cut.any():
+                self.cuts[n, j] = np.where(cut, p, NONE)
+        return np.where(conflict, kept, result)
