@@ -220,6 +220,12 @@ MIXING: dict[str, Operation] = {
         2,
         lambda *s: same(*s) and array(*s),
         index=True,
+        marked=lambda t, c, x, y, i: t.m(
+            lambda x, y, i: lax.dynamic_update_index_in_dim(x, y, i, 0),
+            x,
+            t.x(lambda y: y[0], y),
+            i,
+        ),
     ),
     "scatter": mixing(
         lambda c, x, i: x.at[i].add(0.5 * x[0]),
