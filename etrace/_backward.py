@@ -222,10 +222,8 @@ def _at_sites(graph: Graph, signals: Sequence[Array | None]):
             continue
         site = graph.sites[spec.site]
         flat = signal.reshape(-1, *signal.shape[2:])
-        # `canonical` moves elements about; its transpose moves them back.
-        like = jax.ShapeDtypeStruct(site.shape, flat.dtype)
-        back = jax.linear_transpose(site.form.canonical, like)
-        z = jax.vmap(lambda a, back=back: back(a)[0])(flat)
+        back = functools.partial(site.form.from_canonical, shape=site.shape)
+        z = jax.vmap(back)(flat)
         i, j = site.edge
         if site.direct:
             of_reads[site.edge] = of_reads.get(site.edge, 0) + z

@@ -110,23 +110,17 @@ def _carried(equation: Equation, j: int) -> Axes:
 
 def _along(equation: Equation, mixed: Iterable[int]) -> Axes:
     """All axes but some, of operations that keep the shape."""
-    mixed = set(mixed)
-    return [(d, d) for d in range(len(equation.inputs[0].shape)) if d not in mixed]
+    return [(d, d) for d in equation.inputs[0].axes_but(mixed)]
 
 
 def _kept(equation: Equation, removed: Sequence[int]) -> Axes:
-    rank = len(equation.inputs[0].shape)
-    kept = [d for d in range(rank) if d not in removed]
-    return [(d, n) for n, d in enumerate(kept)]
+    return [(d, n) for n, d in enumerate(equation.inputs[0].axes_but(removed))]
 
 
 def _dot_general(equation: Equation, j: int) -> Axes:
     contracted, batch = equation.params["dimension_numbers"]
-    ranks = [len(v.shape) for v in equation.inputs]
-    free = [
-        [d for d in range(rank) if d not in (*contracted[k], *batch[k])]
-        for k, rank in enumerate(ranks)
-    ]
+    operands = zip(equation.inputs, contracted, batch)
+    free = [v.axes_but(*used) for v, *used in operands]
     # The result has the batch dimensions, those of the left and those of the right.
     first = len(batch[0]) + (len(free[0]) if j else 0)
     own = [(d, first + n) for n, d in enumerate(free[j])]
@@ -160,8 +154,8 @@ def _gather(equation: Equation, j: int) -> Axes:
         return ()
     numbers = equation.params["dimension_numbers"]
     operand, sizes = equation.inputs[0], equation.params["slice_sizes"]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    window = [d for d in range(len(operand.shape)) if d not in gone]
+    gone = numbers.collapsed_slice_dims, numbers.operand_batching_dims
+    window = operand.axes_but(*gone)
     pairs = zip(window, sorted(numbers.offset_dims))
     return [(d, b) for d, b in pairs if sizes[d] == operand.shape[d]]
 
@@ -188,8 +182,8 @@ def _scatter(equation: Equation, j: int) -> Axes:
 def _scattered(equation: Equation) -> Axes:
     numbers = equation.params["dimension_numbers"]
     out, updates = equation.outputs[0], equation.inputs[2]
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    window = [d for d in range(len(out.shape)) if d not in gone]
+    gone = numbers.inserted_window_dims, numbers.operand_batching_dims
+    window = out.axes_but(*gone)
     pairs = zip(sorted(numbers.update_window_dims), window)
     return [(a, b) for a, b in pairs if updates.shape[a] == out.shape[b]]
 

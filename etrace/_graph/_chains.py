@@ -84,24 +84,21 @@ def _joined(
     if order is None:
         return None
     a, x, b = inner.inputs[k], inner.inputs[1 - k], outer.inputs[j]
-    like = jax.ShapeDtypeStruct(z.shape, z.dtype)
 
     def weight(a: Array, b: Array) -> list[Array]:
-        a = _canonical(first, a)[0][order]
-        return [_canonical(second, b).astype(z.dtype) @ a.astype(z.dtype)]
-
-    def product(weight: Array, x: Array) -> list[Array]:
-        operands = (weight, x) if k == 0 else (x, weight)
-        x = first.local_input(*operands).astype(z.dtype)
-        result = jnp.einsum("bpc,boc->bpo", x, weight)
-        return list(jax.linear_transpose(second.canonical, like)(result))
-
-    sizes = (1, first.sizes[1], second.sizes[2], first.sizes[3])
-    w = Var((1, sizes[2], sizes[3]), z.dtype)
+        a = first.canonical_weight(a)[0][order]
+        return [second.canonical_weight(b).astype(z.dtype) @ a.astype(z.dtype)]
 
     def local_input(weight: Array, x: Array) -> Array:
         return first.local_input(*((weight, x) if k == 0 else (x, weight)))
 
+    def product(weight: Array, x: Array) -> list[Array]:
+        x = local_input(weight, x).astype(z.dtype)
+        result = jnp.einsum("bpc,boc->bpo", x, weight)
+        return [second.from_canonical(result, z.shape)]
+
+    sizes = (1, first.sizes[1], second.sizes[2], first.sizes[3])
+    w = Var((1, sizes[2], sizes[3]), z.dtype)
     form = LinearForm(sizes, local_input, second.canonical, lambda w: w)
     source = outer.source
     return (
@@ -125,10 +122,3 @@ def _order(first: LinearForm, second: LinearForm, u: Var, j: int) -> np.ndarray 
     orders = np.take_along_axis(orders, np.argsort(np.argsort(taken)), axis=1)
     same = (np.take_along_axis(given, orders, axis=1) == taken).all()
     return orders[0] if same and (orders == orders[:1]).all() else None
-
-
-def _canonical(form: LinearForm, weight: Array) -> Array:
-    """A weight as [b, o, c]."""
-    b, _, o, c = form.sizes
-    like = jax.ShapeDtypeStruct((b, o, c), weight.dtype)
-    return jax.linear_transpose(form.weight, like)(weight)[0]

@@ -117,8 +117,7 @@ class Graph:
         form, var = linear_form(equation, 1 - j), equation.inputs[1 - j]
         assert form is not None
         env = run(self.program, self.bind(params, consts), self.program.needed([var]))
-        like = jax.ShapeDtypeStruct((1, *form.sizes[2:]), var.dtype)
-        return jax.linear_transpose(form.weight, like)(env[var].array)[0][0]
+        return form.canonical_weight(env[var].array)[0]
 
     def read_out_shape(self, edge: Edge) -> tuple[int, int] | None:
         """[results, elements of the value] of the weight that reads it at an edge.

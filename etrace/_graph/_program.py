@@ -55,6 +55,11 @@ class Var:
         """Whether a gradient can flow through this value."""
         return jnp.issubdtype(self.dtype, jnp.inexact)
 
+    def axes_but(self, *used: Iterable[int]) -> tuple[int, ...]:
+        """Its axes, in order, but for some."""
+        taken = {d for dims in used for d in dims}
+        return tuple(d for d in range(len(self.shape)) if d not in taken)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equation:

@@ -131,9 +131,7 @@ def _diagonal(
     )
 
     def entries(*operands: Array) -> list[Array]:
-        weight = operands[1 - j]
-        like = jax.ShapeDtypeStruct((b, o, c), weight.dtype)
-        (weight,) = jax.linear_transpose(form.weight, like)(weight)
+        weight = form.canonical_weight(operands[1 - j])
         blocks = np.arange(b)[:, None, None]
         return [weight[blocks, np.arange(o), n].reshape(-1)[back] for n in kept]
 

@@ -34,6 +34,19 @@ class LinearForm:
     canonical: Callable[[Any], Any]  # z, in its own shape -> [b, p, o]
     weight: Callable[[jax.Array], jax.Array]  # [b, o, c] -> the weight's own shape
 
+    # Both ways only move elements about, so that their transposes move them back.
+
+    def from_canonical(self, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """[b, p, o] -> z in its own shape."""
+        like = jax.ShapeDtypeStruct(shape, z.dtype)
+        return jax.linear_transpose(self.canonical, like)(z)[0]
+
+    def canonical_weight(self, weight: jax.Array) -> jax.Array:
+        """The weight in its own shape -> [b, o, c]."""
+        b, _, o, c = self.sizes
+        like = jax.ShapeDtypeStruct((b, o, c), weight.dtype)
+        return jax.linear_transpose(self.weight, like)(weight)[0]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
@@ -95,7 +108,7 @@ def _dot_general(equation: Equation, j: int) -> LinearForm:
     (lc, rc), (lb, rb) = equation.params["dimension_numbers"]
     data, weight = equation.inputs[1 - j], equation.inputs[j]
     xc, wc, xb, wb = (lc, rc, lb, rb) if j == 1 else (rc, lc, rb, lb)
-    x_free, w_free = _rest(data, xb, xc), _rest(weight, wb, wc)
+    x_free, w_free = data.axes_but(xb, xc), weight.axes_but(wb, wc)
     b = _size(data, xb)
     p, o, c = _size(data, x_free), _size(weight, w_free), _size(data, xc)
     x_order = (*xb, *x_free, *xc)
@@ -187,7 +200,7 @@ def _rows(equation: Equation, axes: Sequence[int], row: Sequence[int]) -> Linear
     weight, out = equation.inputs[0], equation.outputs[0]
     places = tuple(d for d in range(len(out.shape)) if d not in row)
     p, o, c = _size(out, places), _size(out, row), _size(weight, axes)
-    w_order = (*_rest(weight, axes), *axes)
+    w_order = (*weight.axes_but(axes), *axes)
     shape = [n if d in axes else 1 for d, n in enumerate(weight.shape)]
     table = np.broadcast_to(np.arange(c).reshape(shape), weight.shape)
     table = table.astype(np.float32)
@@ -218,11 +231,6 @@ _FORMS: dict[str, Callable[[Equation, int], LinearForm | None]] = {
     "dynamic_slice": _dynamic_slice,
     "product": lambda equation, j: equation.params["form"] if j == 0 else None,
 }
-
-
-def _rest(var: Var, *used: Sequence[int]) -> tuple[int, ...]:
-    taken = {d for dims in used for d in dims}
-    return tuple(d for d in range(len(var.shape)) if d not in taken)
 
 
 def _size(var: Var, dims: Sequence[int]) -> int:

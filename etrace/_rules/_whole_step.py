@@ -301,9 +301,7 @@ def _shifted(
     at_edges, at_values = {}, {}
     for s, shift in shifts.items():
         site = graph.sites[s]
-        like = jax.ShapeDtypeStruct(site.shape, shift.dtype)
-        # `canonical` moves elements about; its transpose moves them back.
-        (own,) = jax.linear_transpose(site.form.canonical, like)(shift)
+        own = site.form.from_canonical(shift, site.shape)
         if site.direct:
             at_edges[site.edge] = own
         else:
