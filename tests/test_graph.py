@@ -12,6 +12,7 @@ import pytest
 
 import etrace
 import etrace.testing as et
+from etrace._graph import _fan_out
 from etrace._graph._lookup import _analyse
 
 from .helpers import clear_caches
@@ -245,24 +246,50 @@ def test_lateral_coupling_is_cut_and_reported():
 
 
 def test_a_group_that_is_reached_by_several_paths_is_reported():
-    """Locally and by mixing, or in several positions: it is traced elsewhere only."""
+    """Locally and by mixing: it is traced elsewhere only."""
 
-    def both(m, state, x):
+    def step(m, state, x):
         a, b = state
         z = m.b @ x
         return m.r @ b, (a + z, b + z + jnp.cumsum(z))
 
-    def broadcast(m, state, x):
-        a, b = state
-        z = m.b @ x
-        return m.r @ a, (leak(m, a) + z, b + z[:, None])
+    model = plain(step, lambda: (jnp.zeros(N), jnp.zeros(N)))
+    with pytest.warns(etrace.UntracedParameterWarning, match="some groups"):
+        report = etrace.DRTRL(model).graph(jnp.zeros(IN))
+    (row,) = [row for row in report.rows if row.parameter == ".b"]
+    assert row.status == "partly" and len(row.groups) == 1
 
-    for step, wide in ((both, (N,)), (broadcast, (N, 40))):
-        model = plain(step, lambda wide=wide: (jnp.zeros(N), jnp.zeros(wide)))
-        with pytest.warns(etrace.UntracedParameterWarning, match="some groups"):
-            report = etrace.DRTRL(model).graph(jnp.zeros(IN))
-        (row,) = [row for row in report.rows if row.parameter == ".b"]
-        assert row.status == "partly" and len(row.groups) == 1
+
+def broadcast(m, state, x):
+    """One drive to a neuron of each group, and to 40 of the other."""
+    a, b = state
+    z = m.b @ x
+    return m.r @ (a + b.sum(1)), (leak(m, a) + z, 0.9 * b + jnp.tanh(z)[:, None])
+
+
+def test_what_several_positions_share_has_a_trace_for_each():
+    model = plain(broadcast, lambda: (jnp.zeros(N), jnp.zeros((N, 40))))
+    inputs, targets = sequence(IN)
+    exact = et.bptt(model, et.squared_error, inputs, targets, reduction="sum")[1]
+    assert close(online(model, inputs, targets), exact)
+    report = etrace.DRTRL(model).graph(inputs[0])
+    rows = [row for row in report.rows if row.parameter == ".b"]
+    assert [row.status for row in rows] == ["traced", "traced"]
+    assert {row.trace_shapes for row in rows} == {
+        ((1, 1, 1, N, IN),),
+        ((1, 1, 40, N, IN),),
+    }
+
+
+def test_traces_for_each_position_may_be_too_many(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_fan_out, "MAX_TRACE", 40 * N * IN - 1)
+    _analyse.cache_clear()
+    model = plain(broadcast, lambda: (jnp.zeros(N), jnp.zeros((N, 40))))
+    with pytest.warns(etrace.UntracedParameterWarning, match="several positions"):
+        report = etrace.DRTRL(model).graph(jnp.zeros(IN))
+    _analyse.cache_clear()
+    (row,) = [row for row in report.rows if row.parameter == ".b"]
+    assert row.status == "partly" and len(row.groups) == 1
 
 
 def test_a_custom_derivative_that_mixes_is_not_trusted():

@@ -7,7 +7,7 @@ works on; it is static (no array of the model in it) and compared by identity.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from ._chains import join_chains
 from ._coordinates import Coordinates
 from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
+from ._fan_out import fan_out
 from ._inner import inner_axes
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
@@ -134,8 +135,7 @@ class Graph:
     @functools.cached_property
     def expressions(self) -> frozenset[Var]:
         """Values made of parameters and constants alone."""
-        given = [self.inputs[n] for n in ("hidden", "other", "inputs")]
-        data = dependent(self.program, (v for some in given for v in some))
+        data = self.program.reached_from(_data(self.inputs))
         values = {v for e in self.program.equations for v in e.outputs}
         return frozenset((values | {*self.inputs["params"]}) - data)
 
@@ -159,31 +159,17 @@ def analyse(
     - `options`: what the learning rule asks for.
     """
     call.check()
-    coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
-    while True:
-        program = with_derivatives(_trace(call, coordinates))
-        arguments = _arguments(program, call, coordinates)
-        data = [v for n in ("hidden", "other", "inputs") for v in arguments[n]]
-        first = len(program.outputs) - len(call.other.leaves) - len(arguments["hidden"])
-        program = join_chains(
-            program, arguments["params"], data, program.outputs[first:]
-        )
-        pairs = zip(arguments["consts"], constants, strict=True)
-        primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
-        old = arguments["hidden"]
-        new = program.outputs[first : first + len(old)]
-        positions = find_positions(primitives, old, new)
-        inner = inner_axes(primitives, positions, old, new)
-        if not inner:
-            break
-        coordinates = coordinates.with_inner(inner)
+    coordinates, primitives, positions = _positions(call, constants, options)
+    program = primitives.program
+    arguments = _arguments(program, call, coordinates)
+    old, new = arguments["hidden"], _new(program, call, coordinates)
     meetings = Meetings(primitives, positions, new, options.mixing_tails)
     meetings.run(arguments)
     open_tails = converging(primitives, meetings.flow)
     exits = find_exits(primitives, positions, meetings.entering, open_tails)
     diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":
-        moving = dependent(program, arguments["hidden"])
+        moving = program.reached_from(old)
         diagonals = find_diagonals(primitives, positions, exits, moving)
     if isinstance(options.recurrence, float):
         check_single(positions, coordinates.names())
@@ -213,13 +199,40 @@ def analyse(
     )
 
 
-def dependent(program: Program, start: Iterable[Var]) -> set[Var]:
-    """The values that depend on others, and these."""
-    reached = set(start)
-    for e in program.equations:
-        if any(v in reached for v in e.inputs):
-            reached.update(e.outputs)
-    return reached
+def _positions(
+    call: Call, constants: tuple[np.ndarray | None, ...], options: GraphOptions
+) -> tuple[Coordinates, Primitives, Positions]:
+    """The step in coordinates where positions hold what belongs together, and where
+    no weight's product parts to several."""
+    coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
+    program = None
+    while True:
+        program = program or _trace(call, coordinates)
+        arguments = _arguments(program, call, coordinates)
+        pairs = zip(arguments["consts"], constants, strict=True)
+        primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
+        old, new = arguments["hidden"], _new(program, call, coordinates)
+        positions = find_positions(primitives, old, new)
+        inner = inner_axes(primitives, positions, old, new)
+        if inner:
+            coordinates, program = coordinates.with_inner(inner), None
+            continue
+        if options.follows_all:  # what follows every path needs no copies
+            break
+        program = fan_out(primitives, positions, arguments["params"], _data(arguments))
+        if program is None:
+            break
+    return coordinates, primitives, positions
+
+
+def _data(arguments: Mapping[str, tuple[Var, ...]]) -> tuple[Var, ...]:
+    return arguments["hidden"] + arguments["other"] + arguments["inputs"]
+
+
+def _new(program: Program, call: Call, coordinates: Coordinates) -> tuple[Var, ...]:
+    """The hidden leaves after the step."""
+    end = len(program.outputs) - len(call.other.leaves)
+    return program.outputs[end - len(coordinates.leaves) : end]
 
 
 def _arguments(
@@ -266,4 +279,7 @@ def _trace(call: Call, coordinates: Coordinates) -> Program:
     arguments += [x for s in specs[3:] for x in s.leaves]
     n_out = len(jax.eval_shape(flat_step, *arguments))
     first = n_out - len(call.other.leaves) - sizes["hidden"]
-    return trace_program(flat_step, arguments, range(first, first + sizes["hidden"]))
+    program = trace_program(flat_step, arguments, range(first, first + sizes["hidden"]))
+    program = with_derivatives(program)
+    given = _arguments(program, call, coordinates)
+    return join_chains(program, given["params"], _data(given), program.outputs[first:])

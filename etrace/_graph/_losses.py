@@ -17,8 +17,9 @@ BEHIND_MIXING = Reason(
 )
 SEVERAL_POSITIONS = Reason(
     "one value flows into several positions of the state",
-    "Give each position a value of its own: jnp.broadcast_to the weight, to one row a "
-    "position, before it meets data.",
+    "Traces for each position are kept up to 2**24 numbers. Beyond, or where positions "
+    "meet on the way, give each a value of its own: jnp.broadcast_to the weight, to "
+    "one row a position, before it meets data.",
 )
 ONLY_BY_MIXING = Reason(
     "reaches the state only by mixing", "Let the operation feed the state directly."

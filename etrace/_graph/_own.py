@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._batched import Env, Value, run, stopped
-from ._graph import Graph, dependent
+from ._graph import Graph
 from ._kinds import Kind
 from ._positions import UNSET
 from ._program import Edge, Var
@@ -94,7 +94,7 @@ class OwnPropagation(Propagation):
 @functools.lru_cache(maxsize=256)
 def _equations(graph: Graph) -> tuple[int, ...]:
     """What depends on the old state."""
-    moving = dependent(graph.program, graph.old)
+    moving = graph.program.reached_from(graph.old)
     equations = enumerate(graph.program.equations)
     return tuple(i for i, e in equations if any(v in moving for v in e.outputs))
 

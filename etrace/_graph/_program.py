@@ -114,6 +114,14 @@ class Program:
                 needed.update(e.inputs)
         return tuple(reversed(result))
 
+    def reached_from(self, start: Iterable[Var]) -> set[Var]:
+        """The values that depend on others, and these."""
+        reached = set(start)
+        for e in self.equations:
+            if any(v in reached for v in e.inputs):
+                reached.update(e.outputs)
+        return reached
+
 
 # A place where a value is read: operand `[1]` of equation `[0]`. The outputs of a
 # program count as the operands of one more equation, numbered `len(equations)`.

@@ -39,6 +39,7 @@ def sparse_matrix():
 
 
 SYNAPSES = sparse_matrix()
+POPULATION = np.array([0, 1, 1, 0])
 PLACES = np.array([[0, 1], [2, 1], [1, 1], [0, 2]])
 
 
@@ -53,6 +54,11 @@ def segments(w, x):
 
 def twice(w, h, x):
     return w["w"] @ x + w["w"] @ (x * x)
+
+
+def gated(w, h, x):
+    gate = jax.nn.sigmoid(w["g"] @ x)
+    return gate * (w["w"] @ x) + (1 - gate) * x.mean()
 
 
 def attention(w, h, x):
@@ -155,9 +161,35 @@ SITES = {
         now={"q": BEHIND, "k": BEHIND},
     ),
     "one gate for all neurons": leaky(
-        lambda w, h, x: jax.nn.sigmoid(w["g"] @ x) * (w["w"] @ x),
-        {**DENSE, "g": (IN,)},
-        now={"g": "several positions"},
+        lambda w, h, x: jax.nn.sigmoid(w["g"] @ x + w["e"]) * (w["w"] @ x),
+        {**DENSE, "g": (IN,), "e": ()},
+    ),
+    "one gate, open or shut": leaky(gated, {**DENSE, "g": (IN,)}),
+    "one gate for each population": leaky(
+        lambda w, h, x: jax.nn.silu(w["g"] @ x)[POPULATION] * (w["w"] @ x),
+        {**DENSE, "g": (2, IN)},
+    ),
+    "one gate a channel (FiLM)": leaky(
+        lambda w, h, x: (w["g"] @ x)[:, None] * conv(image(x), w["k"]),
+        {"k": (2, 2, 3), "g": (2, IN)},
+        grid(2, 5),
+    ),
+    "one gate a pixel": leaky(
+        lambda w, h, x: jnp.tanh(conv(image(x), w["g"])) * conv(image(x), w["k"]),
+        {"k": (2, 2, 3), "g": (1, 2, 3)},
+        grid(2, 5),
+    ),
+    "keys and values (an outer product)": leaky(
+        lambda w, h, x: jnp.outer(w["k"] @ x, jnp.tanh(w["w"] @ x)),
+        {**DENSE, "k": (3, IN)},
+        grid(3, N),
+    ),
+    "one gate, by a low-rank product": leaky(
+        lambda w, h, x: (w["b"] @ (w["a2"] @ x)) * (w["w"] @ x),
+        {**DENSE, "b": (2,), "a2": (2, IN)},
+    ),
+    "one drive for two neurons": leaky(
+        lambda w, h, x: (lambda z: z + jnp.roll(z, 1) * x.mean())(w["w"] @ x), DENSE
     ),
     "the same gate, its weight broadcast": leaky(
         lambda w, h, x: (

@@ -54,7 +54,7 @@ class Facts:
     - `chains`: the operands of products that are products with a weight themselves, and
         part of the weight that is met.
     - `doubtful`: per group, the parameters where some of what they meet flows into it
-        locally, but not into one position alone and by local paths alone.
+        locally, but not by local paths alone.
     """
 
     partition: Partition
@@ -69,8 +69,8 @@ class Facts:
 
     def silent(self) -> tuple[set[int], set[int]]:
         """Parameters that may not be called traced: some of what they meet flows into a
-        group locally and also by mixing, or into several positions. Apart, those of
-        which nothing is traced in this group, but in another."""
+        group locally and also by mixing. Apart, those of which nothing is traced in
+        this group, but in another."""
         whole, apart = set(), set()
         for g, doubtful in enumerate(self.doubtful):
             for n, params in doubtful.items():
@@ -317,15 +317,15 @@ class _Flows:
         return np.where(one, own.argmax(1), NONE)
 
     def doubted(self, node: Node, g: int) -> frozenset[int]:
-        """Parameters that meet data there, and flow into a group locally, though not in
-        the one way that is traced."""
+        """Parameters that meet data there, and flow into a group locally and also by
+        mixing. (What flows into several positions may be traced, way by way.)"""
         at = node.inputs if node.kind == "movement" else [node.output] * 99
         found: set[int] = set()
         for j in node.meets:
             v = at[j]
             if v in self.local:
                 flows = (self.local[v] & self.of_position[:, g]).any(1)
-                if (flows & (self.only(v, g) == NONE)).any():
+                if (flows & self.mixed[v][:, g]).any():
                     found |= node.inputs[j].params
         return frozenset(found)
 

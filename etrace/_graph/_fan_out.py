@@ -1,0 +1,326 @@
+"""Values that flow into several positions, copied before they part.
+
+`sigmoid(w @ x) * h` has one gate for all neurons. Its weight acts on every neuron's
+state, and what it did to each is a trace of its own. So the program is rewritten as if
+every position had computed its own gate:
+
+    g = sigmoid(w @ x);  h' = g * h    ->    g[n] = sigmoid((w @ x)[n]);  h' = g * h
+
+where the copies of `w @ x` are one product, with as many places `p` as there are
+copies. It is computed once; only its traces are many.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._kinds import Kind
+from ._partition import UNSET, Labels
+from ._positions import MIXED, Positions, pull
+from ._primitives import Primitives
+from ._program import Edge, Equation, Program, Var, trace_program
+from ._sites import LinearForm, linear_form
+
+# A weight keeps its trace whole up to this many numbers, for one example and one number
+# of the state a position.
+MAX_TRACE = 2**24
+
+
+def fan_out(
+    primitives: Primitives,
+    positions: Positions,
+    params: Iterable[Var],
+    data: Iterable[Var],
+) -> Program | None:
+    """The program with a copy for every position of what parts to several.
+
+    None if nothing with a weight in it does, or every such weight is too large. What
+    positions meet in stays one value, as it belongs to none of them.
+    """
+    program = primitives.program
+    copies = _Copies(primitives, {i for i, _ in positions.cuts}, params, data)
+    for v, ways in _partings(primitives, positions).items():
+        copies.plan(v, ways)
+    for i, equation in enumerate(program.equations):
+        copies.append(i, equation)
+    return copies.program() if copies.made else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Way:
+    """What an edge reads of a value: which element of which copy, `copy * size +
+    element`, in the shape of the operand, or of what the equation spreads it to."""
+
+    places: np.ndarray
+    spread: bool
+
+
+def _partings(
+    primitives: Primitives, positions: Positions
+) -> Mapping[Var, Mapping[Edge, _Way]]:
+    """Values that flow into several positions, by ways that lead to one each."""
+    edges: dict[Var, list[Edge]] = {}
+    for i, equation in enumerate(primitives.program.equations):
+        for j, v in enumerate(equation.inputs):
+            edges.setdefault(v, []).append((i, j))
+    result = {}
+    for v, readers in edges.items():
+        flow = [b for b in positions.backward if v in b and (b[v] == MIXED).any()]
+        after = {edge: _after(primitives, flow, edge) for edge in readers if flow}
+        ways = {edge: found for edge, found in after.items() if found is not None}
+        if flow and len(ways) == len(readers):
+            result[v] = _numbered(v, ways)
+    return result
+
+
+def _after(
+    primitives: Primitives, flow: Sequence[Labels], edge: Edge
+) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    """The elements that an edge reads, and the positions where each goes; None if one
+    goes to several."""
+    i, j = edge
+    equation, v = primitives.program.equations[i], primitives.program.operand(edge)
+    elements, nowhere = np.arange(v.size).reshape(v.shape), np.full(v.shape, UNSET)
+    pulled = [pull(primitives, labels, edge) for labels in flow]
+    labels = [nowhere if p is None else p for p in pulled]
+    if not any((label == MIXED).any() for label in labels):
+        return elements, labels
+    spread = _spread(primitives, edge)
+    if spread is None:
+        return None
+    (out,) = equation.outputs
+    labels = [f.get(out, np.full(out.shape, UNSET)) for f in flow]
+    several = any((label == MIXED).any() for label in labels)
+    return None if several else (spread, labels)
+
+
+def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
+    """Which element of an operand each number of the result comes from, if all do."""
+    i, j = edge
+    equation, v = primitives.program.equations[i], primitives.program.operand(edge)
+    if len(equation.outputs) != 1:
+        return None
+    if primitives.kinds[i] is Kind.ELEMENTWISE:
+        elements = np.arange(v.size).reshape(v.shape)
+        return np.broadcast_to(elements, equation.outputs[0].shape)
+    # A movement, as no other operation parts.
+    elements = primitives.sources(i)[0] - sum(u.size for u in equation.inputs[:j])
+    return elements if ((elements >= 0) & (elements < v.size)).all() else None
+
+
+def _numbered(v: Var, found: Mapping[Edge, tuple]) -> Mapping[Edge, _Way]:
+    """One copy for each combination of positions that an element goes to."""
+    parts = [(e.reshape(-1), *(x.reshape(-1) for x in ls)) for e, ls in found.values()]
+    rows = np.concatenate([np.stack(part) for part in parts], axis=1)
+    goes = (rows[1:] >= 0).any(axis=0)
+    ways, own = np.unique(rows[:, goes], axis=1, return_inverse=True)
+    first = np.searchsorted(ways[0], ways[0])
+    copy = np.zeros(rows.shape[1], int)
+    copy[goes] = (np.arange(len(first)) - first)[own.reshape(-1)]
+    ends = np.cumsum([part[0].size for part in parts])[:-1]
+    result = {}
+    for (edge, (elements, labels)), c in zip(found.items(), np.split(copy, ends)):
+        if any((x >= 0).any() for x in labels):
+            places = c.reshape(elements.shape) * v.size + elements
+            result[edge] = _Way(places, elements.shape != v.shape)
+    return result
+
+
+class _Copies:
+    """Rewrites a program, equation by equation."""
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        cut: Collection[int],
+        params: Iterable[Var],
+        data: Iterable[Var],
+    ):
+        self.old = primitives.program
+        self.kinds = dict(zip(self.old.equations, primitives.kinds))
+        self.cut = {self.old.equations[i] for i in cut if i < len(self.kinds)}
+        self.data = self.old.reached_from(data)
+        self.weights = self.old.reached_from(params) - self.data
+        self.equations: list[Equation] = []
+        self.constants = dict(self.old.constants)
+        self.made: dict[tuple[Var, int], Var] = {}
+        self.ways: dict[Edge, tuple[int, _Way]] = {}
+
+    def program(self) -> Program:
+        """The new program, without what only its copies need now."""
+        new = dataclasses.replace(
+            self.old, equations=tuple(self.equations), constants=self.constants
+        )
+        unused = _live(self.old) - _live(new)
+        kept = tuple(e for e in new.equations if e not in unused)
+        return dataclasses.replace(new, equations=kept)
+
+    def plan(self, v: Var, ways: Mapping[Edge, _Way]) -> None:
+        """Gives each of these edges copies of its own, if they are copies of what
+        weights gave."""
+        places = (int(way.places.max()) for way in ways.values())
+        n = max(places, default=0) // max(v.size, 1) + 1
+        if n > 1 and self._weighted_before(v, n):
+            self.ways.update((edge, (n, way)) for edge, way in ways.items())
+
+    def append(self, i: int, equation: Equation) -> None:
+        """An equation of the old program, which may read copies."""
+        inputs, moved = list(equation.inputs), False
+        for j, v in enumerate(equation.inputs):
+            if (i, j) in self.ways:
+                n, way = self.ways[i, j]
+                copied = self.of(v, n, equation.source)
+                inputs[j] = self.arranged(copied, way.places, equation.source)
+                moved = way.spread and self.kinds[equation] is Kind.MOVEMENT
+        if moved:  # what is moved arrives there already
+            (out,), source = equation.outputs, equation.source
+            equation = _movement(lambda x: x, inputs[0], out, source)
+        elif inputs != list(equation.inputs):
+            equation = dataclasses.replace(equation, inputs=tuple(inputs))
+        self.equations.append(equation)
+
+    def of(self, v: Var, n: int, source: str) -> Var:
+        """n copies of a value, along a new first axis."""
+        for equation in self._weighted_before(v, n):
+            if any((u, n) not in self.made for u in equation.outputs):
+                self._copy(equation, n)
+        return self._repeated(v, n, source)
+
+    def arranged(self, copies: Var, places: np.ndarray, source: str) -> Var:
+        """The elements of copies, in the shape of the result they go into."""
+        out = Var(places.shape, copies.dtype)
+        size = int(np.prod(copies.shape[1:], dtype=int))
+        apart = [d for d, k in enumerate(_varies(places % size)) if not k]
+        order = (*apart, *out.axes_but(apart))
+        axes = [places.shape[d] for d in order]
+
+        def arrange(x):
+            return x.reshape(axes).transpose(np.argsort(order))
+
+        ids = np.arange(copies.size)
+        if places.size != ids.size or (arrange(ids) != places).any():
+            arrange = lambda x: x.reshape(-1)[places]  # noqa: E731
+        self.equations.append(_movement(arrange, copies, out, source))
+        return out
+
+    def _weighted_before(self, v: Var, n: int) -> list[Equation]:
+        """What leads to a value element by element, from where weights enter it on."""
+        wanted, before = {v}, []
+        for e in reversed(self.old.equations):
+            if wanted.isdisjoint(e.outputs) or self.data.isdisjoint(e.outputs):
+                continue
+            before.append(e)
+            if self.kinds[e] in (Kind.ELEMENTWISE, Kind.MOVEMENT):
+                wanted.update(e.inputs)
+        weighted: set[Var] = set()
+        found = []
+        if not self.cut.isdisjoint(before):
+            return []
+        for e in reversed(before):
+            inner = self.kinds[e] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+            if self._meets(e, n) or (inner and not weighted.isdisjoint(e.inputs)):
+                weighted.update(e.outputs)
+                found.append(e)
+        return found if v in weighted else []
+
+    def _meets(self, equation: Equation, n: int) -> bool:
+        """Whether weights meet data here, with n copies of a trace affordable."""
+        kind, read = self.kinds[equation], equation.inputs
+        if kind is Kind.MIXING:
+            form = self._form(equation)
+            return form is not None and n * int(np.prod(form[1].sizes)) <= MAX_TRACE
+        return kind is Kind.ELEMENTWISE and any(
+            u in self.weights and u.inexact for u in read
+        )
+
+    def _form(self, equation: Equation) -> tuple[int, LinearForm] | None:
+        for j, u in enumerate(equation.inputs):
+            if u in self.weights and u.inexact:
+                form = linear_form(equation, j)
+                return None if form is None else (j, form)
+        return None
+
+    def _copy(self, equation: Equation, n: int) -> None:
+        if self.kinds[equation] is Kind.MIXING:
+            self._copy_product(equation, n)
+            return
+        read = [
+            self._repeated(u, n, equation.source) if u in self.data else u
+            for u in equation.inputs
+        ]
+        axes = [0 if u in self.data else None for u in equation.inputs]
+        mapped = jax.vmap(equation.fun, axes)
+        shapes = [jax.ShapeDtypeStruct(u.shape, u.dtype) for u in read]
+        inner = trace_program(lambda *operands: list(mapped(*operands)), shapes)
+        found = dict(zip(inner.inputs, read))
+        self.constants.update(inner.constants)
+        for e in inner.equations:
+            inputs = tuple(found.get(u, u) for u in e.inputs)
+            self.equations.append(
+                dataclasses.replace(e, inputs=inputs, source=equation.source)
+            )
+        for u, copied in zip(equation.outputs, inner.outputs):
+            self.made[u, n] = found.get(copied, copied)
+
+    def _copy_product(self, equation: Equation, n: int) -> None:
+        found = self._form(equation)
+        assert found is not None
+        (j, form), (z,) = found, equation.outputs
+        b, p, o, c = form.sizes
+        others = [k for k in range(len(equation.inputs)) if k != j]
+
+        def in_order(weight: Array, *rest: Array) -> list[Array]:
+            return [*rest[:j], weight, *rest[j:]]
+
+        def product(*operands: Array) -> list[Array]:
+            (once,) = equation.fun(*in_order(*operands))
+            return [jnp.broadcast_to(once, (n, *z.shape))]
+
+        def local_input(*operands: Array) -> Array:
+            x = form.local_input(*in_order(*operands))
+            return jnp.broadcast_to(x[:, None], (b, n, p, c)).reshape(b, n * p, c)
+
+        def canonical(copies):
+            if isinstance(copies, np.ndarray):
+                each = np.stack([form.canonical(copy) for copy in copies])
+            else:
+                each = jax.vmap(form.canonical)(copies)
+            return each.transpose(1, 0, 2, 3).reshape(b, n * p, o)
+
+        copies = Var((n, *z.shape), z.dtype)
+        many = LinearForm((b, n * p, o, c), local_input, canonical, form.weight)
+        read = (equation.inputs[j], *(equation.inputs[k] for k in others))
+        self.equations.append(
+            Equation(
+                "product", product, read, (copies,), {"form": many}, equation.source
+            )
+        )
+        self.made[z, n] = copies
+
+    def _repeated(self, v: Var, n: int, source: str) -> Var:
+        if (v, n) not in self.made:
+            copies = Var((n, *v.shape), v.dtype)
+            repeat = lambda x: jnp.broadcast_to(x, copies.shape)  # noqa: E731
+            self.equations.append(_movement(repeat, v, copies, source))
+            self.made[v, n] = copies
+        return self.made[v, n]
+
+
+def _movement(fun: Callable, read: Var, out: Var, source: str) -> Equation:
+    return Equation("broadcast_in_dim", lambda x: [fun(x)], (read,), (out,), {}, source)
+
+
+def _live(program: Program) -> set[Equation]:
+    """The equations that something needs."""
+    read = [u for e in program.equations if e.effect for u in e.inputs]
+    needed = program.needed([*program.outputs, *read])
+    return {program.equations[i] for i in needed}
+
+
+def _varies(x: np.ndarray) -> list[bool]:
+    """Along which axes an array is not the same all over."""
+    return [bool((x != x.take([0], axis=d)).any()) for d in range(x.ndim)]
