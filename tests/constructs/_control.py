@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas
 
 from ._construct import IN, Construct, N, leaky
 
@@ -27,6 +28,25 @@ def clipped(x):
 
 
 clipped.defvjp(lambda x: (x, x), lambda x, g: (jnp.where(jnp.abs(x) < 1, g, 0),))
+
+
+def write_tanh(x, out):
+    out[...] = jnp.tanh(x[...])
+
+
+@jax.custom_vjp
+def kernel(x):
+    """An operation whose inside nobody knows, with the derivative that it needs."""
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pallas.pallas_call(write_tanh, out_shape=out, interpret=True)(x)
+
+
+def kernel_forwards(x):
+    y = kernel(x)
+    return y, y
+
+
+kernel.defvjp(kernel_forwards, lambda y, g: (g * (1 - y * y),))
 
 
 @jax.custom_vjp
@@ -172,6 +192,11 @@ CONTROL = {
     "`custom_vjp`": leaky(lambda w, h, x: clipped(w["w"] @ x), W),
     "`custom_vjp` that mixes": leaky(
         lambda w, h, x: centred(w["w"] @ x),
+        W,
+        now={"w": "a mixing operation lies between"},
+    ),
+    "a kernel of one's own (Pallas)": leaky(
+        lambda w, h, x: kernel(w["w"] @ x),
         W,
         now={"w": "a mixing operation lies between"},
     ),
