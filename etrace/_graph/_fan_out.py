@@ -12,6 +12,7 @@ copies. It is computed once; only its traces are many.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -273,14 +274,14 @@ class _Copies:
         b, p, o, c = form.sizes
         others = [k for k in range(len(equation.inputs)) if k != j]
 
-        def in_order(weight: Array, *rest: Array) -> list[Array]:
+        def in_order(weight: Any, *rest: Any) -> list[Any]:
             return [*rest[:j], weight, *rest[j:]]
 
-        def product(*operands: Array) -> list[Array]:
+        def product(*operands: Any) -> list[Array]:
             (once,) = equation.fun(*in_order(*operands))
             return [jnp.broadcast_to(once, (n, *z.shape))]
 
-        def local_input(*operands: Array) -> Array:
+        def local_input(*operands: Any) -> Array:
             x = form.local_input(*in_order(*operands))
             return jnp.broadcast_to(x[:, None], (b, n, p, c)).reshape(b, n * p, c)
 

@@ -40,6 +40,7 @@ def sparse_matrix():
 
 SYNAPSES = sparse_matrix()
 POPULATION = np.array([0, 1, 1, 0])
+PAIR = np.array([0, 0, 1, 1])
 PLACES = np.array([[0, 1], [2, 1], [1, 1], [0, 2]])
 
 
@@ -187,6 +188,10 @@ SITES = {
     "one gate, by a low-rank product": leaky(
         lambda w, h, x: (w["b"] @ (w["a2"] @ x)) * (w["w"] @ x),
         {**DENSE, "b": (2,), "a2": (2, IN)},
+    ),
+    "one row of a table for two neurons": leaky(
+        lambda w, h, x: w["t"][row(x, 0)][PAIR] * x.mean() + w["w"] @ x,
+        {**DENSE, "t": (5, 2)},
     ),
     "one drive for two neurons": leaky(
         lambda w, h, x: (lambda z: z + jnp.roll(z, 1) * x.mean())(w["w"] @ x), DENSE
