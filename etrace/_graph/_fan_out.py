@@ -109,7 +109,8 @@ def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
         elements = np.arange(v.size).reshape(v.shape)
         return np.broadcast_to(elements, equation.outputs[0].shape)
     # A movement, as no other operation parts.
-    elements = primitives.sources(i)[0] - sum(u.size for u in equation.inputs[:j])
+    start = sum(u.size for u in equation.inputs[:j])
+    elements = np.asarray(primitives.sources(i)[0] - start)
     return elements if ((elements >= 0) & (elements < v.size)).all() else None
 
 
@@ -126,7 +127,7 @@ def _numbered(v: Var, found: Mapping[Edge, tuple]) -> Mapping[Edge, _Way]:
     result = {}
     for (edge, (elements, labels)), c in zip(found.items(), np.split(copy, ends)):
         if any((x >= 0).any() for x in labels):
-            places = c.reshape(elements.shape) * v.size + elements
+            places = np.asarray(c.reshape(elements.shape) * v.size + elements)
             result[edge] = _Way(places, elements.shape != v.shape)
     return result
 
