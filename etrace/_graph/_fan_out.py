@@ -60,6 +60,16 @@ class _Way:
     spread: bool
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _After:
+    """What an edge reads: the elements, and the positions where each goes; as in the
+    operand, or as the equation spreads it."""
+
+    elements: np.ndarray
+    labels: Sequence[np.ndarray]
+    spread: bool
+
+
 def _partings(
     primitives: Primitives, positions: Positions
 ) -> Mapping[Var, Mapping[Edge, _Way]]:
@@ -78,25 +88,22 @@ def _partings(
     return result
 
 
-def _after(
-    primitives: Primitives, flow: Sequence[Labels], edge: Edge
-) -> tuple[np.ndarray, list[np.ndarray]] | None:
-    """The elements that an edge reads, and the positions where each goes; None if one
-    goes to several."""
-    i, j = edge
+def _after(primitives: Primitives, flow: Sequence[Labels], edge: Edge) -> _After | None:
+    """None if an element goes to several positions from there."""
+    i, _ = edge
     equation, v = primitives.program.equations[i], primitives.program.operand(edge)
     elements, nowhere = np.arange(v.size).reshape(v.shape), np.full(v.shape, UNSET)
     pulled = [pull(primitives, labels, edge) for labels in flow]
     labels = [nowhere if p is None else p for p in pulled]
     if not any((label == MIXED).any() for label in labels):
-        return elements, labels
+        return _After(elements, labels, spread=False)
     spread = _spread(primitives, edge)
     if spread is None:
         return None
     (out,) = equation.outputs
     labels = [f.get(out, np.full(out.shape, UNSET)) for f in flow]
     several = any((label == MIXED).any() for label in labels)
-    return None if several else (spread, labels)
+    return None if several else _After(spread, labels, spread=True)
 
 
 def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
@@ -114,21 +121,21 @@ def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
     return elements if ((elements >= 0) & (elements < v.size)).all() else None
 
 
-def _numbered(v: Var, found: Mapping[Edge, tuple]) -> Mapping[Edge, _Way]:
+def _numbered(v: Var, found: Mapping[Edge, _After]) -> Mapping[Edge, _Way]:
     """One copy for each combination of positions that an element goes to."""
-    parts = [(e.reshape(-1), *(x.reshape(-1) for x in ls)) for e, ls in found.values()]
+    parts = [[x.reshape(-1) for x in (f.elements, *f.labels)] for f in found.values()]
     rows = np.concatenate([np.stack(part) for part in parts], axis=1)
     goes = (rows[1:] >= 0).any(axis=0)
     ways, own = np.unique(rows[:, goes], axis=1, return_inverse=True)
     first = np.searchsorted(ways[0], ways[0])
     copy = np.zeros(rows.shape[1], int)
     copy[goes] = (np.arange(len(first)) - first)[own.reshape(-1)]
-    ends = np.cumsum([part[0].size for part in parts])[:-1]
+    ends = np.cumsum([len(elements) for elements, *_ in parts])[:-1]
     result = {}
-    for (edge, (elements, labels)), c in zip(found.items(), np.split(copy, ends)):
-        if any((x >= 0).any() for x in labels):
-            places = np.asarray(c.reshape(elements.shape) * v.size + elements)
-            result[edge] = _Way(places, elements.shape != v.shape)
+    for (edge, f), c in zip(found.items(), np.split(copy, ends)):
+        if any((x >= 0).any() for x in f.labels):
+            places = np.asarray(c.reshape(f.elements.shape) * v.size + f.elements)
+            result[edge] = _Way(places, f.spread)
     return result
 
 

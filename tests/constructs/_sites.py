@@ -193,6 +193,9 @@ SITES = {
         lambda w, h, x: w["t"][row(x, 0)][PAIR] * x.mean() + w["w"] @ x,
         {**DENSE, "t": (5, 2)},
     ),
+    "a row for two neurons, in as many numbers": leaky(
+        lambda w, h, x: (w["w"] @ x)[PAIR], DENSE
+    ),
     "one drive for two neurons": leaky(
         lambda w, h, x: (lambda z: z + jnp.roll(z, 1) * x.mean())(w["w"] @ x), DENSE
     ),
