@@ -31,4 +31,8 @@ from ._sequence import (
 )
 from ._stream import stream as stream
 from ._synthesiser import fit_synthesiser as fit_synthesiser
+from ._verify import (
+    GradientCheck as GradientCheck,
+    check_gradients as check_gradients,
+)
 from ._window import Window as Window

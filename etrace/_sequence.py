@@ -30,7 +30,7 @@ LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
 
 
-class _Loss(eqx.Module):
+class Loss(eqx.Module):
     """What to do with a sequence; static, so that it is compiled once."""
 
     loss_fn: LossFn = eqx.field(static=True)
@@ -50,7 +50,7 @@ class _Loss(eqx.Module):
         params = eqx.filter(algorithm.model, eqx.is_inexact_array)
 
         def loss(outputs):
-            losses, aux = self._losses(outputs, part)
+            losses, aux = self.losses(outputs, part)
             return jnp.sum(losses), aux
 
         inputs = tuple(map(MultiStepData, part.inputs))
@@ -69,7 +69,7 @@ class _Loss(eqx.Module):
         (value, (aux, state)), gradients = grad(params)
         return value, aux, gradients, state
 
-    def _losses(self, outputs: PyTree, part: Sequence):
+    def losses(self, outputs: PyTree, part: Sequence):
         """The losses of all steps, weighted by the mask."""
         loss_fn = jax.vmap(self.loss_fn)
         if part.mask is not None and part.mask.ndim == 2:
@@ -135,7 +135,7 @@ def value_and_grad(
     inputs, targets, mask or state do not fit, or the loss is not a scalar.
     """
     check_window(window, reduction)
-    loss = _Loss(loss_fn, window, reduction, has_aux, carry)
+    loss = Loss(loss_fn, window, reduction, has_aux, carry)
 
     def driver(
         algorithm: ETraceVjpAlgorithm,
@@ -165,7 +165,7 @@ def _value_and_grad(kept, state):
     zeros = jax.tree.map(jnp.zeros_like, params)
     state = _ready(algorithm, state, sequence, loss.window)
     state = _stored(algorithm._packed, state)
-    (grads, state), results = _over_windows(step, (zeros, state), sequence, loss.window)
+    (grads, state), results = over_windows(step, (zeros, state), sequence, loss.window)
     values, aux = zip(*results, strict=True)
     value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
     value = (value, _along_time(aux)) if loss.has_aux else value
@@ -206,7 +206,7 @@ def learn(
     """
     check_window(window, reduction)
     check_optimiser(optimiser)
-    loss = _Loss(loss_fn, window, reduction, has_aux, carry=True)
+    loss = Loss(loss_fn, window, reduction, has_aux, carry=True)
 
     def driver(
         algorithm: ETraceVjpAlgorithm,
@@ -244,7 +244,7 @@ def _learn(kept, state):
         params = eqx.apply_updates(params, updates)
         return (params, optimiser_state, state), (value, aux)
 
-    (params, optimiser_state, state), results = _over_windows(
+    (params, optimiser_state, state), results = over_windows(
         step, (params, optimiser_state, state), sequence, loss.window
     )
     algorithm = algorithm.with_model(eqx.combine(params, rest))
@@ -286,7 +286,7 @@ def _evolve(kept, state):
         outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
         return tuple(state), outputs
 
-    state, results = _over_windows(step, state, sequence, window)
+    state, results = over_windows(step, state, sequence, window)
     return state, _along_time(results)
 
 
@@ -317,7 +317,7 @@ def _stored(change: Callable[[PyTree], PyTree], state: tuple) -> tuple:
     return hidden, other, Trace(change(trace.data), trace.graph)
 
 
-def _over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):
+def over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):
     """Scans `step(carry, part) -> (carry, result)` over the windows of a sequence.
 
     Returns the carry and a list of stacked results: of the full windows, then of the

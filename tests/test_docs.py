@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
-MODULES = ["etrace", "etrace.nn", "etrace.testing", "etrace.testing.rules"]
+MODULES = [
+    "etrace",
+    "etrace.nn",
+    "etrace.plot",
+    "etrace.testing",
+    "etrace.testing.rules",
+]
 
 
 def _public(module_name: str) -> set[str]:

@@ -25,7 +25,7 @@ from ._propagation import (
     Propagation as Propagation,
 )
 from ._reach import positions_of as positions_of, reach as reach
-from ._report import Report as Report
+from ._report import Report as Report, table as table
 from ._steps import (
     Rolled as Rolled,
     Steps as Steps,

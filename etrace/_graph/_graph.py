@@ -27,7 +27,7 @@ from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
 from ._positions import Positions, converging, find_positions
 from ._primitives import Primitives
-from ._program import Edge, Program, Var, trace_program
+from ._program import CUSTOM, Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._sites import Site, linear_form
 
@@ -73,6 +73,11 @@ class Graph:
         """The leaves of the parameter tree that reach the state."""
         found = (o.parameters for o in self.occurrences if o.status != "output")
         return tuple(sorted({p for parameters in found for p in parameters}))
+
+    @property
+    def has_own_derivatives(self) -> bool:
+        """Whether the step has functions with derivatives of their own."""
+        return any(e.name in CUSTOM for e in self.program.equations)
 
     @property
     def state_dtype(self) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run, stopped
+from ._batched import Env, Value, run, stopped, take
 from ._graph import Graph
 from ._kinds import Kind
 from ._positions import UNSET
@@ -70,6 +70,24 @@ class LocalPropagation(Propagation):
             jnp.stack([rows[leaf] for leaf in g.leaves], axis=2)
             for g in graph.positions.groups
         )
+
+    def at_old(self, signals: Sequence[Array]) -> tuple[Array, ...]:
+        """Pulls signals at the new states back to the old ones, per group
+        [k, batch, S, P], all at once."""
+        graph = self.graph
+        hidden = [self.values.env[v].array for v in graph.old]
+        leaves = range(len(graph.new))
+        values, pull = jax.vjp(
+            lambda hidden: self.values.new(leaves, self._from_hidden(hidden)), hidden
+        )
+        cotangents = list(map(jnp.zeros_like, values))
+        for g, signal in zip(graph.positions.groups, signals, strict=True):
+            rows = signal.reshape(-1, *signal.shape[2:])
+            for s, i in enumerate(g.leaves):
+                own = take(rows[:, s], g.positions[s]).reshape(values[i].shape)
+                own = jnp.where(_own(graph)[i], own, 0)
+                cotangents[i] = own.astype(values[i].dtype)
+        return self.values.to_groups(pull(cotangents)[0])
 
     def _constant_jacobian(self, leak: float) -> tuple[Array, ...]:
         result = []

@@ -50,7 +50,7 @@ class Facts:
         do not go on: one label an element, NONE for those that do.
     - `closed`: per group, those of the cut elements that lead back to it.
     - `held`: per group, where weights meet data, the elements that are not traced: they
-        reach the group by mixing, or several positions.
+        do not reach the group, or by mixing.
     - `chains`: the operands of products that are products with a weight themselves, and
         part of the weight that is met.
     - `doubtful`: per group, the parameters where some of what they meet flows into it
@@ -330,10 +330,17 @@ class _Flows:
         return frozenset(found)
 
     def traced(self, node: Node, g: int) -> np.ndarray:
-        """The elements at which a weight meets data that are traced in a group."""
+        """The elements at which a weight meets data that are traced in a group: those
+        that flow into it by local paths alone, be it into several positions."""
         if node.kind == "movement":
-            return np.concatenate([self.only(v, g) != NONE for v in node.inputs])
-        return (self.only(node.output, g) != NONE).reshape(node.output.shape)
+            return np.concatenate([self._locally(v, g) for v in node.inputs])
+        return self._locally(node.output, g).reshape(node.output.shape)
+
+    def _locally(self, v: Value, g: int) -> np.ndarray:
+        if v not in self.local:
+            return np.zeros(v.size, bool)
+        flows = (self.local[v] & self.of_position[:, g]).any(1)
+        return flows & ~self.mixed[v][:, g]
 
 
 class _Walk:

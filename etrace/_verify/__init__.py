@@ -1,0 +1,1 @@
+from ._check import GradientCheck as GradientCheck, check_gradients as check_gradients
