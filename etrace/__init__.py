@@ -1,5 +1,6 @@
 """Online learning by eligibility traces, for recurrent and spiking networks in JAX."""
 
+from . import callbacks as callbacks, nn as nn, plot as plot
 from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm, Trace as Trace
 from ._backward import LearningSignals as LearningSignals
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData

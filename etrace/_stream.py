@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import check_positive
 from ._model import kind_of
+from .callbacks import Progress
 
 
 def stream(
@@ -21,6 +22,7 @@ def stream(
     *,
     steps: int,
     progress: bool = False,
+    callbacks: Any = (),
 ) -> Iterator[tuple[ETraceVjpAlgorithm, PyTree, PyTree, PyTree]]:
     """Online training on a sequence of any length, read piece by piece.
 
@@ -44,6 +46,8 @@ def stream(
     - `steps`: the steps of a piece, best a multiple of the window: a piece is cut into
         windows, and its last one may be shorter. Nothing is dropped at the end.
     - `progress`: shows a progress bar with the mean loss (needs tqdm).
+    - `callbacks`: called after every piece with a [`etrace.callbacks.Progress`][], in
+        order. Where one returns True, the piece is the last.
 
     **Returns:** an iterator over what `train` returns for each piece, `(algorithm,
     optimiser_state, state, losses)`.
@@ -52,31 +56,46 @@ def stream(
     length.
     """
     check_positive("steps", steps)
+    _check_callbacks(callbacks)
     total, pieces = _pieces(source, steps)
     bar = _bar(total) if progress else None
-    return _run(train, (algorithm, optimiser_state, state), pieces, bar)
+    return _run(train, (algorithm, optimiser_state, state), pieces, callbacks, bar)
 
 
-def _run(train: Callable, carry: Sequence, pieces: Iterator[tuple], bar: Any):
-    before = None
+def _run(
+    train: Callable,
+    carry: Sequence,
+    pieces: Iterator[tuple],
+    callbacks: Sequence[Callable],
+    bar: Any,
+):
+    before, step = None, 0
     try:
         for piece in pieces:
             *carry, losses = train(*carry, *piece)
             # Computations are queued: without waiting, so would their inputs be.
             jax.block_until_ready(before)
-            before = losses
+            before, step = losses, step + _length(piece)
+            both = losses if isinstance(losses, tuple) else (losses, None)  # with aux
+            now = Progress(step, *carry, *both)
             if bar is not None:
-                bar.set_postfix(loss=f"{_mean(losses):.4g}", refresh=False)
+                bar.set_postfix(loss=f"{now.loss:.4g}", refresh=False)
                 bar.update(_length(piece))
+            stop = [bool(callback(now)) for callback in callbacks]
             yield (*carry, losses)
+            if any(stop):
+                break
     finally:
         if bar is not None:
             bar.close()
 
 
-def _mean(losses: Any) -> float:
-    losses = losses[0] if isinstance(losses, tuple) else losses  # with aux
-    return float(np.mean(np.asarray(losses)))
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(
+            f"callbacks are {kind_of(callbacks)}; expected a list of functions of an "
+            "etrace.callbacks.Progress, such as [etrace.callbacks.History()]."
+        )
 
 
 def _pieces(source: Any, steps: int) -> tuple[int | None, Iterator[tuple]]:

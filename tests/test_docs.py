@@ -5,11 +5,13 @@ import inspect
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
 MODULES = [
     "etrace",
+    "etrace.callbacks",
     "etrace.nn",
     "etrace.plot",
     "etrace.testing",
@@ -94,4 +96,6 @@ def _examples() -> dict[str, str]:
 
 @pytest.mark.parametrize("page", _examples())
 def test_examples_run(page):
-    exec(compile(_examples()[page], page, "exec"), {"__name__": "__main__"})
+    program = compile(_examples()[page], page, "exec")
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it, as users have it
+        exec(program, {"__name__": "__main__"})

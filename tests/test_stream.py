@@ -117,7 +117,82 @@ def test_a_progress_bar(problem, train, capsys):
     assert f"{STEPS}/{STEPS}" in shown and "loss=" in shown
 
 
+def test_callbacks_see_every_piece(problem, train):
+    model, inputs, targets = problem
+    history = etrace.callbacks.History(
+        size=lambda p: sum(x.size for x in jax.tree.leaves(p.algorithm.model)),
+        hidden=lambda p: jax.tree.leaves(p.state[0])[0],
+    )
+    seen = []
+    callbacks = [history, lambda p: seen.append(p.losses)]
+    _, losses = consumed(train, model, (inputs, targets), callbacks=callbacks)
+    assert history.steps == [10, 20, STEPS]
+    assert np.array_equal(np.concatenate(seen), losses)
+    means = [np.mean(losses[:2]), np.mean(losses[2:4]), losses[4]]
+    assert history.values["loss"] == pytest.approx(means)
+    assert len(set(history.values["size"])) == 1
+    # Copies, although the memory of the state is used again.
+    assert all(np.isfinite(h).all() for h in history.values["hidden"])
+
+
+def test_callbacks_are_given_aux(problem):
+    model, inputs, targets = problem
+    loss = lambda y, t: (et.squared_error(y, t), jnp.sum(y))  # noqa: E731
+    train = etrace.learn(loss, optax.sgd(0.1), window=5, has_aux=True)
+    seen = []
+    pieces = etrace.stream(
+        train,
+        etrace.DRTRL(model),
+        None,
+        None,
+        (inputs, targets),
+        steps=10,
+        callbacks=[seen.append],
+    )
+    given = [losses for *_, losses in pieces]
+    for piece, (losses, aux) in zip(seen, given, strict=True):
+        assert piece.losses is losses and piece.aux is aux
+    assert [p.aux.shape for p in seen] == [(10,), (10,), (3,)]
+
+
+def test_a_callback_stops(problem, train):
+    """The piece it stops at is trained on, and given."""
+    model, inputs, targets = problem
+    stops = [lambda p: p.step == 20, etrace.callbacks.History()]
+    _, losses = consumed(train, model, (inputs, targets), callbacks=stops)
+    assert losses.shape == (4,) and stops[1].steps == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("losses", "pieces"),
+    [
+        ([5.0, 4.0, 3.0, 2.0], None),
+        ([5.0, 4.0, 4.0, 4.0], 4),
+        ([5.0, 4.95, 4.9, 3.0], 3),
+        ([5.0, 6.0, 4.0, 6.0], None),
+        ([5.0, np.nan, 4.0, 3.0], 2),
+    ],
+)
+def test_early_stop(losses, pieces, problem):
+    stop, algorithm = etrace.callbacks.EarlyStop(2, by=0.2), etrace.DRTRL(problem[0])
+    found = [
+        stop(etrace.callbacks.Progress(n, algorithm, None, None, jnp.asarray([x])))
+        for n, x in enumerate(losses)
+    ]
+    assert (found.index(True) + 1 if any(found) else None) == pieces
+
+
 MISTAKES = {
+    "a callback": (
+        dict(callbacks=etrace.callbacks.History()),
+        TypeError,
+        r"callbacks are a History; expected a list of functions",
+    ),
+    "no function": (
+        dict(callbacks=[3]),
+        TypeError,
+        r"callbacks are a list; expected a list of functions",
+    ),
     "no steps": (dict(steps=0), ValueError, "steps is 0; expected a positive int"),
     "an array": (
         dict(source=3.0),
