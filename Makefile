@@ -56,15 +56,26 @@ test-oldest: ## run the tests with the oldest supported JAX and Equinox
 	@$(MAKE) --no-print-directory VENV=.venv-oldest \
 		PINS="$$($(PYTHON) -c '$(LOWER_BOUNDS)')" test
 
+PYTHONS ?= $(shell for python in python3.11 python3.12 python3.13; do \
+	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$python"; done; :)
+test-matrix: ## run the tests with every supported Python there is, and test-oldest
+	@test -n "$(PYTHONS)" || { echo "no Python found: make PYTHONS='/path/to/python ...'"; \
+		exit 1; }
+	@set -e; for python in $(PYTHONS); do \
+		echo "==> $$($$python --version)"; \
+		venv=.venv-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		$(MAKE) --no-print-directory VENV=$$venv PYTHON=$$python test; done
+	@$(MAKE) --no-print-directory test-oldest
+
 clean: ## remove what was built
 	@rm -rf build dist docs/site .pytest_cache .ruff_cache .hypothesis
 	@find etrace tests notebooks -name __pycache__ -prune -exec rm -rf {} + \
 		2>/dev/null || true
 
 distclean: clean ## remove the virtual environments too
-	@rm -rf .venv .venv-oldest
+	@rm -rf .venv .venv-oldest .venv-3.*
 
-.PHONY: help demo test test-oldest lint bench rules-page docs format clean distclean
+.PHONY: help demo test test-oldest test-matrix lint bench rules-page docs format clean distclean
 
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=
