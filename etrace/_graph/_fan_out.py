@@ -178,16 +178,17 @@ class _Copies:
 
     def append(self, i: int, equation: Equation) -> None:
         """An equation of the old program, which may read copies."""
-        inputs, moved = list(equation.inputs), False
+        inputs, arrived = list(equation.inputs), None
         for j, v in enumerate(equation.inputs):
             if (i, j) in self.ways:
                 n, way = self.ways[i, j]
                 copied = self.of(v, n, equation.source)
                 inputs[j] = self.arranged(copied, way.places, equation.source)
-                moved = way.spread and self.kinds[equation] is Kind.MOVEMENT
-        if moved:  # what is moved arrives there already
+                if way.spread and self.kinds[equation] is Kind.MOVEMENT:
+                    arrived = inputs[j]
+        if arrived is not None:  # what is moved is there already
             (out,), source = equation.outputs, equation.source
-            equation = _movement(lambda x: x, inputs[0], out, source)
+            equation = _movement(lambda x: x, arrived, out, source)
         elif inputs != list(equation.inputs):
             equation = dataclasses.replace(equation, inputs=tuple(inputs))
         self.equations.append(equation)
