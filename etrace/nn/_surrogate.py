@@ -166,8 +166,9 @@ class Gaussian(AbstractSurrogate):
 
 class MultiGaussian(AbstractSurrogate):
     r"""A Gaussian with shallow negative flanks:
-    $(1 + h)\, \mathcal N(v; 0, \sigma^2) - h\, \mathcal N(v; \sigma, (s \sigma)^2) -
-    h\, \mathcal N(v; -\sigma, (s \sigma)^2)$.
+
+    $$(1 + h)\, \mathcal N(v; 0, \sigma^2) - h\, \mathcal N(v; \sigma, (s \sigma)^2) -
+    h\, \mathcal N(v; -\sigma, (s \sigma)^2).$$
 
     **Arguments:**
 
