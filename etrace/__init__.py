@@ -3,6 +3,12 @@
 from . import callbacks as callbacks, nn as nn, plot as plot
 from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm, Trace as Trace
 from ._backward import LearningSignals as LearningSignals
+from ._checkpoint import (
+    check_description as check_description,
+    describe as describe,
+    restore as restore,
+    save as save,
+)
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData
 from ._graph import (
     Report as Report,

@@ -6,6 +6,7 @@ one returns True.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import check_positive
+from ._checkpoint import save
 
-__all__ = ["EarlyStop", "History", "Progress"]
+__all__ = ["Checkpoint", "EarlyStop", "History", "Progress"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,3 +100,23 @@ class EarlyStop:
         else:
             self.waited += 1
         return self.waited >= self.patience or math.isnan(found)
+
+
+class Checkpoint:
+    """Saves `(algorithm, optimiser_state, state, step)` by [`etrace.save`][].
+
+    **Arguments:**
+
+    - `path`: of the file; the one before is replaced.
+    - `every`: after how many pieces.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, every: int = 1):
+        check_positive("every", every)
+        self.path, self.every, self._pieces = path, every, 0
+
+    def __call__(self, progress: Progress) -> None:
+        self._pieces += 1
+        if self._pieces % self.every == 0:
+            p = progress
+            save(self.path, (p.algorithm, p.optimiser_state, p.state, p.step))

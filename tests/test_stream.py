@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,24 @@ def test_a_callback_stops(problem, train):
     stops = [lambda p: p.step == 20, etrace.callbacks.History()]
     _, losses = consumed(train, model, (inputs, targets), callbacks=stops)
     assert losses.shape == (4,) and stops[1].steps == [10, 20]
+
+
+def test_a_checkpoint_to_go_on_from(problem, train, tmp_path):
+    model, inputs, targets = problem
+    whole = consumed(train, model, (inputs, targets))
+    save = etrace.callbacks.Checkpoint(tmp_path / "run", every=2)
+    stop = lambda p: p.step == 20  # noqa: E731
+    consumed(train, model, (inputs, targets), callbacks=[save, stop])
+    algorithm = etrace.DRTRL(model)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    fresh = optax.sgd(0.1).init(params), algorithm.init(jnp.asarray(inputs[0])), 0
+    algorithm, *state, step = etrace.restore(tmp_path / "run", (algorithm, *fresh))
+    assert step == 20
+    rest = (inputs[step:], targets[step:])
+    ((algorithm, *_, losses),) = etrace.stream(train, algorithm, *state, rest, steps=10)
+    assert np.array_equal(losses, whole[1][4:])
+    trained = jax.tree.leaves(algorithm.model)
+    assert all(map(np.array_equal, trained, whole[0]))
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,10 @@ def fan_out(
     None if nothing with a weight in it does, or every such weight is too large. What
     positions meet in stays one value, as it belongs to none of them.
     """
-    program = primitives.program
     copies = _Copies(primitives, {i for i, _ in positions.cuts}, params, data)
     for v, ways in _partings(primitives, positions).items():
         copies.plan(v, ways)
-    for i, equation in enumerate(program.equations):
-        copies.append(i, equation)
-    return copies.program() if copies.made else None
+    return copies.program() if copies.number else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +137,11 @@ def _numbered(v: Var, found: Mapping[Edge, _After]) -> Mapping[Edge, _Way]:
 
 
 class _Copies:
-    """Rewrites a program, equation by equation."""
+    """Rewrites a program, equation by equation.
+
+    What is copied is copied for all that read it: an operation that was one stays one,
+    as credit may stop where the state enters it.
+    """
 
     def __init__(
         self,
@@ -156,34 +157,48 @@ class _Copies:
         self.weights = self.old.reached_from(params) - self.data
         self.equations: list[Equation] = []
         self.constants = dict(self.old.constants)
-        self.made: dict[tuple[Var, int], Var] = {}
-        self.ways: dict[Edge, tuple[int, _Way]] = {}
-
-    def program(self) -> Program:
-        """The new program, without what only its copies need now."""
-        new = dataclasses.replace(
-            self.old, equations=tuple(self.equations), constants=self.constants
-        )
-        unused = _live(self.old) - _live(new)
-        kept = tuple(e for e in new.equations if e not in unused)
-        return dataclasses.replace(new, equations=kept)
+        self.number: dict[Equation, int] = {}  # of copies
+        self.ways: dict[Edge, _Way] = {}
+        self.made: dict[Var, Var] = {}
 
     def plan(self, v: Var, ways: Mapping[Edge, _Way]) -> None:
         """Gives each of these edges copies of its own, if they are copies of what
         weights gave."""
         places = (int(way.places.max()) for way in ways.values())
         n = max(places, default=0) // max(v.size, 1) + 1
-        if n > 1 and self._weighted_before(v, n):
-            self.ways.update((edge, (n, way)) for edge, way in ways.items())
+        before = self._weighted_before(v, n) if n > 1 else []
+        if before:
+            self.ways.update(ways)
+            # What is copied already is copied as often with all that goes with it.
+            shared = {self.number[e] for e in before if e in self.number}
+            most = max(n, *shared) if shared else n
+            for e, number in self.number.items():
+                self.number[e] = most if number in shared else number
+            self.number.update(dict.fromkeys(before, most))
 
-    def append(self, i: int, equation: Equation) -> None:
+    def program(self) -> Program:
+        """The new program, without what nothing needs now."""
+        for i, equation in enumerate(self.old.equations):
+            if equation in self.number:
+                self._copy(equation, self.number[equation])
+            else:
+                self._append(i, equation)
+        new = dataclasses.replace(
+            self.old, equations=tuple(self.equations), constants=self.constants
+        )
+        needless = set(self.old.equations) - _live(self.old)  # but the user's own
+        kept = _live(new) | needless
+        return dataclasses.replace(
+            new, equations=tuple(e for e in new.equations if e in kept)
+        )
+
+    def _append(self, i: int, equation: Equation) -> None:
         """An equation of the old program, which may read copies."""
         inputs, arrived = list(equation.inputs), None
         for j, v in enumerate(equation.inputs):
             if (i, j) in self.ways:
-                n, way = self.ways[i, j]
-                copied = self.of(v, n, equation.source)
-                inputs[j] = self.arranged(copied, way.places, equation.source)
+                way = self.ways[i, j]
+                inputs[j] = self._arranged(self.made[v], way.places, equation.source)
                 if way.spread and self.kinds[equation] is Kind.MOVEMENT:
                     arrived = inputs[j]
         if arrived is not None:  # what is moved is there already
@@ -193,14 +208,7 @@ class _Copies:
             equation = dataclasses.replace(equation, inputs=tuple(inputs))
         self.equations.append(equation)
 
-    def of(self, v: Var, n: int, source: str) -> Var:
-        """n copies of a value, along a new first axis."""
-        for equation in self._weighted_before(v, n):
-            if any((u, n) not in self.made for u in equation.outputs):
-                self._copy(equation, n)
-        return self._repeated(v, n, source)
-
-    def arranged(self, copies: Var, places: np.ndarray, source: str) -> Var:
+    def _arranged(self, copies: Var, places: np.ndarray, source: str) -> Var:
         """The elements of copies, in the shape of the result they go into."""
         out = Var(places.shape, copies.dtype)
         size = int(np.prod(copies.shape[1:], dtype=int))
@@ -255,9 +263,16 @@ class _Copies:
         return None
 
     def _copy(self, equation: Equation, n: int) -> None:
+        """n copies of what an equation gives; whoever reads one number, the first."""
         if self.kinds[equation] is Kind.MIXING:
             self._copy_product(equation, n)
-            return
+        else:
+            self._copy_mapped(equation, n)
+        for u in equation.outputs:
+            first = _movement(lambda x: x[0], self.made[u], u, equation.source)
+            self.equations.append(first)
+
+    def _copy_mapped(self, equation: Equation, n: int) -> None:
         read = [
             self._repeated(u, n, equation.source) if u in self.data else u
             for u in equation.inputs
@@ -274,7 +289,7 @@ class _Copies:
                 dataclasses.replace(e, inputs=inputs, source=equation.source)
             )
         for u, copied in zip(equation.outputs, inner.outputs):
-            self.made[u, n] = found.get(copied, copied)
+            self.made[u] = found.get(copied, copied)
 
     def _copy_product(self, equation: Equation, n: int) -> None:
         found = self._form(equation)
@@ -309,15 +324,16 @@ class _Copies:
                 "product", product, read, (copies,), {"form": many}, equation.source
             )
         )
-        self.made[z, n] = copies
+        self.made[z] = copies
 
     def _repeated(self, v: Var, n: int, source: str) -> Var:
-        if (v, n) not in self.made:
-            copies = Var((n, *v.shape), v.dtype)
-            repeat = lambda x: jnp.broadcast_to(x, copies.shape)  # noqa: E731
-            self.equations.append(_movement(repeat, v, copies, source))
-            self.made[v, n] = copies
-        return self.made[v, n]
+        """The copies that were made, or else, of what no weight gave, repetitions."""
+        if v in self.made and self.made[v].shape[0] == n:
+            return self.made[v]
+        copies = Var((n, *v.shape), v.dtype)
+        repeat = lambda x: jnp.broadcast_to(x, copies.shape)  # noqa: E731
+        self.equations.append(_movement(repeat, v, copies, source))
+        return copies
 
 
 def _movement(fun: Callable, read: Var, out: Var, source: str) -> Equation:

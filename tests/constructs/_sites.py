@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import sparse
 
-from ._construct import IN, N, leaky
+from ._construct import IN, Construct, N, leaky
 
 DENSE = {"w": (N, IN)}
 BEHIND = "a mixing operation lies between"
@@ -55,6 +55,12 @@ def segments(w, x):
 
 def twice(w, h, x):
     return w["w"] @ x + w["w"] @ (x * x)
+
+
+def gate_read_out(w, h, x):
+    gate = jax.nn.sigmoid(w["g"] @ x)
+    h = jax.nn.sigmoid(w["a"]) * h + gate * (w["w"] @ x)
+    return jnp.append(h, gate), h
 
 
 def gated(w, h, x):
@@ -164,6 +170,9 @@ SITES = {
     "one gate for all neurons": leaky(
         lambda w, h, x: jax.nn.sigmoid(w["g"] @ x + w["e"]) * (w["w"] @ x),
         {**DENSE, "g": (IN,), "e": ()},
+    ),
+    "one gate for all neurons, read out": Construct(
+        gate_read_out, {**DENSE, "a": (N,), "g": (IN,)}, lambda: jnp.zeros(N)
     ),
     "one gate, open or shut": leaky(gated, {**DENSE, "g": (IN,)}),
     "one gate for each population": leaky(
