@@ -80,12 +80,12 @@ distclean: clean ## remove the virtual environments too
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=
 $(VENV)/.installed-demo: WANTED = --editable '.[demo]'
-$(VENV)/.installed-test: WANTED = --editable '.[demo,testing]' --group test
+$(VENV)/.installed-test: WANTED = --editable '.[demo,nir,testing]' --group test
 # Where these cannot be had, their tests are skipped.
 $(VENV)/.installed-test: OPTIONAL = $(if $(PINS),,--group third-party)
-$(VENV)/.installed-lint: WANTED = --editable '.[testing]' --group lint
+$(VENV)/.installed-lint: WANTED = --editable '.[nir,testing]' --group lint
 $(VENV)/.installed-bench: WANTED = --editable '.[demo,testing]' $(if $(PEER),--group peer)
-$(VENV)/.installed-docs: WANTED = --editable '.[testing]' --group docs
+$(VENV)/.installed-docs: WANTED = --editable '.[nir,testing]' --group docs
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/.created
 	@echo "==> installing what 'make $*' needs into $(VENV) (once; a minute or two)"

@@ -65,7 +65,8 @@ def test_import_is_cheap():
 def test_import_needs_only_the_core_dependencies():
     source = "import etrace, json, sys; print(json.dumps(list(sys.modules)))"
     imported = {name.partition(".")[0] for name in json.loads(_python(source))}
-    extras = {"beartype", "hypothesis", "matplotlib", "optax", "pytest", "sklearn"}
+    extras = {"beartype", "h5py", "hypothesis", "matplotlib", "nir", "optax", "pytest"}
+    extras |= {"orbax", "sklearn", "tqdm"}
     assert "equinox" in imported
     assert not imported & extras
 
