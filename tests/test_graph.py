@@ -245,6 +245,27 @@ def test_lateral_coupling_is_cut_and_reported():
         assert jnp.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_what_another_layer_remembers_is_reported():
+    """Behind a read-out that leaks, and between layers."""
+
+    def step(m, state, x, smooth):
+        h, y = state
+        h = leak(m, h) + m.b @ x
+        y = 0.9 * y + m.r @ h if smooth else m.r @ h
+        return y, (h, y)
+
+    for smooth in (True, False):
+        model = plain(
+            lambda m, state, x, smooth=smooth: step(m, state, x, smooth),
+            lambda: (jnp.zeros(N), jnp.zeros(OUT)),
+        )
+        losses = etrace.DRTRL(model).graph(jnp.zeros(IN)).losses
+        found = [x for x in losses if "remembers what it read" in x.reason]
+        assert [x.what for x in found] == [("[0]",)] * smooth
+        assert all(x.primitive == "dot_general" and "EProp" in x.remedy for x in found)
+        assert not etrace.RTRL(model).graph(jnp.zeros(IN)).losses
+
+
 def test_a_group_that_is_reached_by_several_paths_is_reported():
     """Locally and by mixing: it is traced elsewhere only."""
 

@@ -34,6 +34,13 @@ OWN_RECURRENCE = Reason(
     "windows follow it within a window.",
 )
 
+ANOTHERS_MEMORY = Reason(
+    "another group of the state reads it, and remembers what it read",
+    "Credit from there is that of the same step. Smooth the outputs of a layer rather "
+    "than those of the read-out, or use a rule that is told of leaky read-outs (EProp, "
+    "OTPE); SnAp(n) and RTRL follow every memory, multi-step windows within a window.",
+)
+
 
 def not_traceable(primitive: str) -> Reason:
     return Reason(

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._graph import Graph, Occurrence
-from ._losses import OWN_RECURRENCE, Loss, Reason, moved_there, other_position
+from ._losses import (
+    ANOTHERS_MEMORY,
+    OWN_RECURRENCE,
+    Loss,
+    Reason,
+    moved_there,
+    other_position,
+)
 from ._positions import UNSET
 from ._program import Edge
 
@@ -157,6 +164,9 @@ class Report:
         for edge, label in self.graph.exits.closed.items():
             if edge not in positions.cuts:
                 yield self._at(edge, label, OWN_RECURRENCE)
+        for edge, label in self.graph.exits.open.items():
+            if self.graph.leaves_by_mixing(edge) and self._is_remembered(edge, label):
+                yield self._at(edge, label, ANOTHERS_MEMORY)
         for (i, j), mask in positions.cuts.items():
             label = positions.forward[equations[i].inputs[j]]
             yield self._at((i, j), label, other_position(int(mask.sum())))
@@ -164,6 +174,17 @@ class Report:
         for leaf, mask in positions.moved.items():
             why = moved_there(int(mask.sum()))
             yield Loss((names[leaf],), "", "", why.text, why.remedy)
+
+    def _is_remembered(self, edge: Edge, label: np.ndarray) -> bool:
+        """Whether another group than those that leave there keeps what it reads."""
+        positions = self.graph.positions
+        outputs = self.graph.program.equations[edge[0]].outputs
+        own = set(positions.group_of(label[label != UNSET]).tolist())
+        return any(
+            positions.flows_into(g, outputs) and coupled.any()
+            for g, coupled in enumerate(self.graph.couplings)
+            if g not in own
+        )
 
     def _at(self, edge: Edge, label: np.ndarray, why: Reason) -> Loss:
         names, positions = self.graph.coordinates.names(), self.graph.positions
