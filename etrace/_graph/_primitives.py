@@ -38,6 +38,7 @@ _INDEXED_MOVEMENT = {
     "dynamic_slice": slice(1, None),
     "dynamic_update_slice": slice(2, None),
     "gather": slice(1, 2),
+    "scatter": slice(1, 2),
     "select_n": slice(0, 1),
 }
 

@@ -53,6 +53,12 @@ def packed(w, state, x):
     return seen, jnp.stack(state)
 
 
+def written(w, state, x):
+    """In reverse: the rows of an array, each set."""
+    seen, (v, a) = adaptive(w, (state[1], state[0]), x)
+    return seen, state.at[1].set(v).at[0].set(a)
+
+
 def compartments(w, state, x):
     """A soma and three dendrites, coupled both ways."""
     soma, dendrites = state
@@ -165,6 +171,9 @@ POSITIONS = {
         adaptive, {**W, "g": (N,)}, lambda: (jnp.zeros(N), jnp.zeros(N))
     ),
     "two numbers in one array": Construct(packed, {**W, "g": (N,)}, grid(2, N)),
+    "two numbers, each set in one array": Construct(
+        written, {**W, "g": (N,)}, grid(2, N)
+    ),
     "compartments": Construct(
         compartments,
         {"w": (3 * N, IN), "c": (N, 3)},

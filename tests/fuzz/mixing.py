@@ -239,7 +239,6 @@ MIXING: dict[str, Operation] = {
             i,
         ),
     ),
-    "set_first": mixing(lambda c, x: x.at[0].set(0.1), 1, array),
     "segments": mixing(
         lambda c, x: jax.ops.segment_sum(x, np.arange(x.shape[0]) // 2, 2), 1, array
     ),

@@ -109,6 +109,12 @@ MOVEMENT: dict[str, Operation] = {
         lambda c, x: jnp.repeat(x, 2, axis=0), 1, lambda s: vector(s) and few(s)
     ),
     "update": _moving(_update, 2, lambda *s: same(*s) and array(*s)),
+    "set_first": _moving(lambda c, x: x.at[0].set(0), 1, array),
+    "set_last": _moving(
+        lambda c, x, y: x.at[np.array([-1])].set(y[:1]),
+        2,
+        lambda *s: same(*s) and array(*s),
+    ),
     "concatenate": _moving(_concatenate, 2, lambda x, y: few(x, y) and x[1:] == y[1:]),
     "stack": _moving(_stack, 2, lambda *s: same(*s) and vector(*s) and few(*s)),
     "select": _moving(_masked, 2, lambda *s: same(*s) and array(*s)),
