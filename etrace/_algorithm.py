@@ -36,6 +36,7 @@ from ._model import (
     is_array,
     split_model,
 )
+from ._placement import check_placement, is_spread, made_at, placed, shardings_of
 from ._window import Window
 from ._xla import wait
 
@@ -91,12 +92,14 @@ class ETraceVjpAlgorithm(eqx.Module):
     """
 
     model: eqx.Module
-    name: str = eqx.field(static=True)
-    vjp_method: VjpMethod = eqx.field(static=True)
-    batched: bool = eqx.field(static=True)
-    trace_dtype: Any = eqx.field(static=True)
-    hidden_filter: Any = eqx.field(static=True)
-    mixing_tails: MixingTails = eqx.field(static=True)
+    # The defaults are those of `__init__`. Type checkers make another one from them for
+    # rules that inherit it.
+    name: str = eqx.field(static=True, kw_only=True, default="")
+    vjp_method: VjpMethod = eqx.field(static=True, kw_only=True, default="single-step")
+    batched: bool = eqx.field(static=True, kw_only=True, default=False)
+    trace_dtype: Any = eqx.field(static=True, kw_only=True, default=None)
+    hidden_filter: Any = eqx.field(static=True, kw_only=True, default=None)
+    mixing_tails: MixingTails = eqx.field(static=True, kw_only=True, default="now")
 
     def __init__(
         self,
@@ -131,8 +134,14 @@ class ETraceVjpAlgorithm(eqx.Module):
         **Returns:** `(hidden, other, trace)`: the model's initial state, credited and
         merely carried, and a zero trace. With `batched=True` every leaf has a leading
         batch axis; typed PRNG keys in the state are split, one per example.
+
+        If the model or the inputs lie on several devices, so does the state: each array
+        is made where one step would leave it, a trace beside its weight and its
+        examples.
         """
-        return self._made(*self._begin(*inputs))
+        if is_spread((self, inputs)):
+            return made_at(shardings_of(_stepped, self, inputs), _started, self, inputs)
+        return _started(self, inputs)
 
     def update(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -170,6 +179,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         """
         graph, batch = self._graph(inputs)
         trace = self.trace_spec(graph, batch)
+        if is_spread((self, inputs)):
+            trace = placed(trace, shardings_of(_stepped, self, inputs)[2].data)
         return Report(graph, self.name, batch, trace, self.batched)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
@@ -422,6 +433,7 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     def _graph(self, inputs: tuple[PyTree, ...]) -> tuple[Graph, int]:
         """The graph of one step with such inputs, and the batch size (1 if none)."""
+        check_placement(model=self.model, inputs=inputs)
         plain, multi, _ = untag(as_arrays(inputs))
         leaves, treedef = jax.tree.flatten(plain)
         drop = [int(m) + int(self.batched) for m in jax.tree.leaves(multi)]
@@ -430,6 +442,16 @@ class ETraceVjpAlgorithm(eqx.Module):
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
         return graph_of(call, self.model, self._graph_options()), batch
+
+
+def _started(algorithm: ETraceVjpAlgorithm, inputs: tuple) -> tuple:
+    """The state before the first step."""
+    return algorithm._made(*algorithm._begin(*inputs))
+
+
+def _stepped(algorithm: ETraceVjpAlgorithm, inputs: tuple) -> tuple:
+    """The state after it."""
+    return algorithm.update(*_started(algorithm, inputs), *inputs)[1:]
 
 
 def _primal(static, arrays, *arguments):

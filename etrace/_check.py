@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ._data import untag
 from ._graph import Graph
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
+from ._placement import check_placement
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -59,6 +60,9 @@ def check_call(
             "init(...) or update(...) returned. Pass its parts in order: "
             "update(hidden, other, trace, *inputs)."
         )
+    check_placement(
+        model=algorithm.model, hidden=hidden, other=other, trace=trace, inputs=inputs
+    )
     call = graph.call
     _check_model(algorithm.model, call)
     batch = 1 if algorithm.batched else 0

@@ -25,6 +25,7 @@ from ._check_sequence import (
 from ._data import MultiStepData
 from ._model import kind_of
 from ._modulation import Modulation
+from ._placement import is_spread
 
 LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
@@ -296,7 +297,8 @@ def start_state(
     """The state to start from, checked."""
     first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
     if state is None:
-        return algorithm._begin(*first)
+        spread = is_spread((algorithm, sequence.inputs))
+        return algorithm.init(*first) if spread else algorithm._begin(*first)
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "

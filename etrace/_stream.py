@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -158,13 +159,19 @@ def _length(source: tuple) -> int:
 
 
 def _cut(source: tuple, start: int, stop: int) -> tuple:
-    return jax.tree.map(lambda x: np.asarray(x[start:stop]), source)
+    return jax.tree.map(lambda x: _array(x[start:stop]), source)
+
+
+def _array(x: Any) -> jax.Array | np.ndarray:
+    """An array of JAX stays where it lies."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _joined(items: list[tuple]) -> tuple:
     if len(items) == 1:
         return items[0]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *items)
+    module = lambda xs: jnp if isinstance(xs[0], jax.Array) else np  # noqa: E731
+    return jax.tree.map(lambda *xs: module(xs).concatenate(xs), *items)
 
 
 def _bar(total: int | None) -> Any:

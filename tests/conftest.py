@@ -1,17 +1,17 @@
-"""Strict JAX, fixed seeds, and two devices, for every test."""
+"""Strict JAX, fixed seeds, and eight devices, for every test."""
 
 import os
 import random
 from importlib import metadata
 
-# Both are read when JAX is imported, so they come first. Two devices on the CPU let
+# Both are read when JAX is imported, so they come first. Eight devices on the CPU let
 # `pmap` and `shard_map` be tested anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile thousands of tiny programs and run each a few times: optimising them
 # would take most of the time.
 _flags = [
     os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=2",
+    "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",

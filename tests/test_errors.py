@@ -2,9 +2,12 @@
 refused before anything is computed, in words that name what came, what was expected
 and what to do."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import etrace
@@ -53,6 +56,20 @@ def start(start, **options):
 
 def alg(**options):
     return etrace.DRTRL(Net(), **options)
+
+
+MESH = functools.partial(jax.sharding.Mesh, np.array(jax.devices()), ("data",))
+PER_DEVICE = jax.sharding.PartitionSpec("data")
+EXPLICIT = jax.sharding.NamedSharding(
+    MESH(axis_types=(jax.sharding.AxisType.Explicit,)), PER_DEVICE
+)
+
+
+def mapped(fun):
+    """On each device."""
+    return jax.jit(
+        jax.shard_map(fun, mesh=MESH(), in_specs=PER_DEVICE, out_specs=PER_DEVICE)
+    )
 
 
 TREE = {"n": 0, "h": 0.0}
@@ -216,6 +233,17 @@ MISTAKES = {
         lambda: alg().init(XS),
         TypeError,
         r"failed.*inputs \(f64\[5,2\],\).*time axis only from MultiStepData",
+    ),
+    # Many devices.
+    "a mesh with Explicit axes": (
+        lambda: alg(batched=True).init(jax.device_put(ones(8, 2), EXPLICIT)),
+        ValueError,
+        r"inputs has arrays on a mesh with Explicit axes, .*data.*; expected Auto axes",
+    ),
+    "a shard_map that follows values": (
+        lambda: mapped(alg(batched=True).init)(ones(8, 2)),
+        ValueError,
+        r"inputs has arrays that shard_map follows over .*data.*check_vma=False",
     ),
 }
 

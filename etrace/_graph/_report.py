@@ -56,6 +56,7 @@ class Report:
     - `rows`: one per occurrence of a parameter.
     - `losses`: what no trace follows, with the reason, the line and a remedy.
     - `nbytes`: bytes of the whole trace state, for `batch` examples.
+    - `nbytes_per_device`: the most that lies on one device.
     """
 
     graph: Graph
@@ -67,6 +68,10 @@ class Report:
     @property
     def nbytes(self) -> int:
         return _nbytes(self.trace)
+
+    @property
+    def nbytes_per_device(self) -> int:
+        return _nbytes(jax.tree.map(_shard, self.trace))
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -109,6 +114,7 @@ class Report:
     def __str__(self) -> str:
         parts = [
             f"{self.name}: {human_bytes(self.nbytes)} of traces for batch {self.batch}"
+            + self._on_devices()
         ]
         parts += ["", "Parameters", *self._parameter_table()]
         parts += ["", "Hidden groups", *self._group_table()]
@@ -118,6 +124,15 @@ class Report:
         return "\n".join(parts)
 
     __repr__ = __str__
+
+    def _on_devices(self) -> str:
+        shardings = [x.sharding for x in jax.tree.leaves(self.trace) if x.sharding]
+        devices = set().union(*(s.device_set for s in shardings))
+        if not devices:
+            return ""
+        return (
+            f", {human_bytes(self.nbytes_per_device)} on each of {len(devices)} devices"
+        )
 
     def _parameter_table(self) -> list[str]:
         head = ["parameter", "enters by", "shapes", "group", "status", "trace", "bytes"]
@@ -237,6 +252,12 @@ def human_bytes(n: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+def _shard(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What lies on one device."""
+    shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+    return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
 def _nbytes(tree: Any) -> int:
