@@ -58,7 +58,7 @@ def starting_with(kind: str, others: list[str], max_layers: int):
 def test_single_step_equals_dense_reference(kind: str):
     shares = []
 
-    @hypothesis.settings(max_examples=examples(ci=4, thorough=15))
+    @hypothesis.settings(max_examples=examples(ci=2, thorough=15))
     @hypothesis.given(data=st.data())
     def run(data: st.DataObject):
         specs = starting_with(kind, ["gru", "lif"], 3)

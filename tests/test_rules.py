@@ -63,8 +63,8 @@ def numbers(kind: str) -> int:
     """How many networks begin with this kind: `RFLO`, for one number a neuron, is to
     see as many as the others."""
     if is_single(kind):
-        return examples(ci=4, thorough=30)
-    return examples(ci=2, thorough=10)
+        return examples(ci=2, thorough=30)
+    return examples(ci=1, thorough=10)
 
 
 @pytest.mark.parametrize("kind", et.CELLS)
