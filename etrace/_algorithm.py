@@ -6,7 +6,6 @@ the past".
 """
 
 import abc
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
@@ -18,6 +17,7 @@ from jaxtyping import Array, PyTree
 from ._axes import Axes, batch_size, repeat_over_batch
 from ._backward import LearningSignals, backwards
 from ._check import check_call, check_options
+from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
 from ._graph import (
@@ -30,13 +30,11 @@ from ._graph import (
 )
 from ._model import (
     Call,
-    Static,
     check_model,
     initial_state,
-    is_array,
     split_model,
 )
-from ._placement import check_placement, is_spread, made_at, placed, shardings_of
+from ._placement import check_placement, placed, started
 from ._window import Window
 from ._xla import wait
 
@@ -139,9 +137,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         is made where one step would leave it, a trace beside its weight and its
         examples.
         """
-        if is_spread((self, inputs)):
-            return made_at(shardings_of(_stepped, self, inputs), _started, self, inputs)
-        return _started(self, inputs)
+        return started(self, inputs)
 
     def update(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -178,9 +174,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         - `*inputs`: example inputs, as for `init`.
         """
         graph, batch = self._graph(inputs)
-        trace = self.trace_spec(graph, batch)
-        if is_spread((self, inputs)):
-            trace = placed(trace, shardings_of(_stepped, self, inputs)[2].data)
+        trace = placed(self, inputs, self.trace_spec(graph, batch))
         return Report(graph, self.name, batch, trace, self.batched)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
@@ -220,16 +214,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         `params` is the model's inexact-array half; whatever else the algorithm holds
         (constants, a rule's own arrays) is not differentiated.
         """
-        rest = eqx.tree_at(
-            lambda a: a.model, self, eqx.partition(self.model, eqx.is_inexact_array)[1]
-        )
-        arrays, static = eqx.partition(rest, is_array)
-        fun = jax.custom_vjp(functools.partial(_primal, Static.of(static)))
-        fun.defvjp(
-            functools.partial(_forward, Static.of(static)),
-            functools.partial(_backward, Static.of(static)),
-        )
-        return fun(arrays, params, inputs, hidden, other, trace)
+        return differentiable(self)(params, inputs, hidden, other, trace)
 
     def _update(
         self,
@@ -442,31 +427,6 @@ class ETraceVjpAlgorithm(eqx.Module):
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
         return graph_of(call, self.model, self._graph_options()), batch
-
-
-def _started(algorithm: ETraceVjpAlgorithm, inputs: tuple) -> tuple:
-    """The state before the first step."""
-    return algorithm._made(*algorithm._begin(*inputs))
-
-
-def _stepped(algorithm: ETraceVjpAlgorithm, inputs: tuple) -> tuple:
-    """The state after it."""
-    return algorithm.update(*_started(algorithm, inputs), *inputs)[1:]
-
-
-def _primal(static, arrays, *arguments):
-    return eqx.combine(arrays, static.tree())._update(*arguments)
-
-
-def _forward(static, arrays, *arguments):
-    result, residuals = eqx.combine(arrays, static.tree())._update_fwd(*arguments)
-    return result, (arrays, residuals)
-
-
-def _backward(static, residuals, cotangents):
-    arrays, residuals = residuals
-    algorithm = eqx.combine(arrays, static.tree())
-    return None, *algorithm._update_bwd(residuals, cotangents)
 
 
 @eqx.filter_jit

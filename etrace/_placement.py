@@ -5,8 +5,7 @@ examples do, and XLA knows where that is, whatever a rule stores: it leaves the 
 one step there. So the state begins where one step would leave it.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -15,6 +14,9 @@ from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from ._model import Static, is_array
+
+if TYPE_CHECKING:
+    from ._algorithm import ETraceVjpAlgorithm
 
 
 def is_spread(tree: PyTree) -> bool:
@@ -25,24 +27,39 @@ def is_spread(tree: PyTree) -> bool:
     return any(len(x.sharding.device_set) > 1 for x in known)
 
 
-def shardings_of(fun: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    """Where XLA leaves the results of a function that is not called."""
-    arrays, static = eqx.partition(arguments, is_array)
-    lowered = _jitted.lower(Static.of((fun, static)), arrays)
-    return lowered.compile().output_shardings
-
-
-def made_at(shardings: PyTree, fun: Callable[..., PyTree], *arguments: PyTree) -> Any:
-    """The results of a function, each made where it belongs and nowhere else."""
-    arrays, static = eqx.partition(arguments, is_array)
+def started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+    """The state before the first step, each array made where it belongs and nowhere
+    else."""
+    if not is_spread((algorithm, inputs)):
+        return _started(algorithm, inputs)
+    arrays, static = eqx.partition((algorithm, inputs), is_array)
+    shardings = _shardings(algorithm, inputs)
     jitted = jax.jit(_called, static_argnums=0, out_shardings=shardings)
-    return jitted(Static.of((fun, static)), arrays)
+    return jitted(Static.of((_started, static)), arrays)
 
 
-def placed(specs: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes and dtypes, with where the arrays lie."""
+def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: PyTree) -> PyTree:
+    """Shapes and dtypes of a trace, with where its arrays lie if that is several
+    devices."""
+    if not is_spread((algorithm, inputs)):
+        return trace
     at = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    return jax.tree.map(at, specs, shardings)
+    return jax.tree.map(at, trace, _shardings(algorithm, inputs)[2].data)
+
+
+def _started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+    return algorithm._made(*algorithm._begin(*inputs))
+
+
+def _stepped(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+    return algorithm.update(*_started(algorithm, inputs), *inputs)[1:]
+
+
+def _shardings(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> PyTree:
+    """Where XLA leaves the state after one step, which is not taken."""
+    arrays, static = eqx.partition((algorithm, inputs), is_array)
+    lowered = _jitted.lower(Static.of((_stepped, static)), arrays)
+    return lowered.compile().output_shardings
 
 
 def _called(static: Static, arrays: PyTree) -> PyTree:

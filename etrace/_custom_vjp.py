@@ -1,0 +1,47 @@
+"""The update of an algorithm as a `jax.custom_vjp` function of plain pytrees."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+
+from ._model import Static, is_array
+
+if TYPE_CHECKING:
+    from ._algorithm import ETraceVjpAlgorithm
+
+
+def differentiable(algorithm: "ETraceVjpAlgorithm") -> Callable[..., Any]:
+    """`_update` of (params, inputs, hidden, other, trace), with `_update_fwd` and
+    `_update_bwd` as its derivative.
+
+    Whatever else the algorithm holds (constants, a rule's own arrays) is not
+    differentiated.
+    """
+    _, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
+    arrays, static = eqx.partition(
+        eqx.tree_at(lambda a: a.model, algorithm, rest), is_array
+    )
+    fun = jax.custom_vjp(functools.partial(_primal, Static.of(static)))
+    fun.defvjp(
+        functools.partial(_forward, Static.of(static)),
+        functools.partial(_backward, Static.of(static)),
+    )
+    return functools.partial(fun, arrays)
+
+
+def _primal(static, arrays, *arguments):
+    return eqx.combine(arrays, static.tree())._update(*arguments)
+
+
+def _forward(static, arrays, *arguments):
+    result, residuals = eqx.combine(arrays, static.tree())._update_fwd(*arguments)
+    return result, (arrays, residuals)
+
+
+def _backward(static, residuals, cotangents):
+    arrays, residuals = residuals
+    algorithm = eqx.combine(arrays, static.tree())
+    return None, *algorithm._update_bwd(residuals, cotangents)
