@@ -33,7 +33,7 @@ class CheckedParameter:
     - `rtrl`: |r - e| / |e| of the gradient r of RTRL and that of backpropagation, None
         if RTRL was not affordable.
     - `slope`: the same for the slope of the loss along one random direction, by
-        differences of losses.
+        differences of losses; their rounding errors are not counted.
     """
 
     name: str
@@ -235,9 +235,9 @@ def _statuses(algorithm: ETraceVjpAlgorithm, sequence: Sequence) -> dict[str, st
     return found
 
 
-def _relative(found: float, expected: float) -> float:
+def _relative(found: float, expected: float, rounding: float) -> float:
     scale = max(abs(found), abs(expected))
-    return abs(found - expected) / (scale or 1.0)
+    return max(0.0, abs(found - expected) - rounding) / (scale or 1.0)
 
 
 def _precision(tree: PyTree) -> float:

@@ -52,7 +52,7 @@ def _cut(x: Array, cut: Array) -> Array:
 
 def slopes(loss, algorithm, state: tuple, sequence: Sequence, gradient: PyTree):
     """By parameter, the slope of the loss along a random direction: by differences of
-    losses, and by the gradient.
+    losses, by the gradient, and what rounding alone may make of the former.
 
     Of the differences at several distances those two neighbours count that agree best;
     which, does not depend on the gradient.
@@ -66,11 +66,12 @@ def slopes(loss, algorithm, state: tuple, sequence: Sequence, gradient: PyTree):
             direction if m == n else jnp.zeros_like(p) for m, p in enumerate(params)
         ]
         arguments = (treedef.unflatten(along), loss, algorithm, state, sequence)
-        found = np.asarray(_differences(*arguments), float)
+        found, rounding = np.asarray(_differences(*arguments), float)
         gaps = np.abs(np.diff(found))
         best = int(np.argmin(np.where(np.isfinite(gaps), gaps, np.inf)))
         expected = float(jnp.sum(slope * direction).real)
-        result.append((float(found[best : best + 2].mean()), expected))
+        chosen = slice(best, best + 2)
+        result.append((float(found[chosen].mean()), expected, rounding[chosen].max()))
     return result
 
 
@@ -95,10 +96,12 @@ def _differences(along: PyTree, loss, algorithm, state, sequence) -> Array:
         )
         return _value(moved, loss, algorithm, state, sequence, held)
 
-    def slope(distance: Array) -> Array:
-        return (at(distance) - at(-distance)) / (2 * distance)
+    def slope(distance: Array) -> tuple[Array, Array]:
+        forth, back = at(distance), at(-distance)
+        last_digit = jnp.finfo(forth.dtype).eps * jnp.maximum(abs(forth), abs(back))
+        return (forth - back) / (2 * distance), last_digit / distance
 
-    return lax.map(slope, jnp.asarray(_DISTANCES, _real_dtype(params)))
+    return jnp.stack(lax.map(slope, jnp.asarray(_DISTANCES, _real_dtype(params))))
 
 
 def _real_dtype(params: PyTree) -> Any:
