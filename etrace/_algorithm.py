@@ -51,6 +51,10 @@ class Trace(eqx.Module):
     data: PyTree
     graph: Graph = eqx.field(static=True)
 
+    def __repr__(self) -> str:
+        # The graph has a report of its own, hundreds of lines long.
+        return f"Trace(data={eqx.tree_pformat(self.data)}, graph=...)"
+
 
 class Options(TypedDict, total=False):
     """Keywords of every rule, see `ETraceVjpAlgorithm`."""
@@ -96,7 +100,9 @@ class ETraceVjpAlgorithm(eqx.Module):
     vjp_method: VjpMethod = eqx.field(static=True, kw_only=True, default="single-step")
     batched: bool = eqx.field(static=True, kw_only=True, default=False)
     trace_dtype: Any = eqx.field(static=True, kw_only=True, default=None)
-    hidden_filter: Any = eqx.field(static=True, kw_only=True, default=None)
+    hidden_filter: Any = eqx.field(
+        static=True, kw_only=True, default=eqx.is_inexact_array
+    )
     mixing_tails: MixingTails = eqx.field(static=True, kw_only=True, default="now")
 
     def __init__(

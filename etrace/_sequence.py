@@ -189,7 +189,8 @@ def learn(
     **Arguments:**
 
     - `loss_fn`, `window`, `reduction`, `has_aux`: as for `etrace.value_and_grad`; the
-        reduction is over the steps of one window.
+        reduction is over the steps of one window. With a mask, `"mean"` makes every
+        window count alike, however little of the mask is in it; `"sum"` does not.
     - `optimiser`: an `optax.GradientTransformation`.
 
     **Returns:**

@@ -26,8 +26,8 @@ class ESDRTRL(FactoredRule):
         dL_t/dθ = ∂L_t/∂θ + λ_t · (ε^e_t - f^e_t ⊗ x_t)
 
     t counts the steps that the trace has seen; 1 - α^t is the sum of the weights in
-    ε_f. α = 0 is the instantaneous gradient. Weights that are used element by element
-    (biases, gains, decays) keep D-RTRL's trace, which is no larger.
+    ε_f. With α = 0 the instantaneous gradient is left. Weights that are used element by
+    element (biases, gains, decays) keep D-RTRL's trace, which is no larger.
 
     Memory: batch × (components × site elements + local inputs), linear in neurons. A
     window costs two products a site.

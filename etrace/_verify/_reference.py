@@ -67,7 +67,7 @@ def slopes(loss, algorithm, state: tuple, sequence: Sequence, gradient: PyTree):
         ]
         arguments = (treedef.unflatten(along), loss, algorithm, state, sequence)
         found, rounding = np.asarray(_differences(*arguments), float)
-        gaps = np.abs(np.diff(found))
+        gaps = np.abs(np.diff(found)) + rounding[1:]
         best = int(np.argmin(np.where(np.isfinite(gaps), gaps, np.inf)))
         expected = float(jnp.sum(slope * direction).real)
         chosen = slice(best, best + 2)
