@@ -381,8 +381,13 @@ class _Walk:
             own = label_of_block(apart, label)
             if own is None:
                 continue
-            if found is None or (own[apart.result] == found).all():
-                found = own[apart.result]
+            # NONE where nothing of this operand arrives.
+            arrives = own[apart.result]
+            joined = (
+                arrives if found is None else np.where(found == NONE, arrives, found)
+            )
+            if ((arrives == NONE) | (arrives == joined)).all():
+                found = joined
                 self.inner.add((n, j))
         return np.full(n.output.size, NONE) if found is None else found
 
