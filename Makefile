@@ -21,6 +21,9 @@ help: ## show this list
 demo: $(VENV)/.installed-demo ## learn to read digits, one row of pixels at a time
 	@$(BIN)/python notebooks/digits.py $(ARGS)
 
+notebooks: $(VENV)/.installed-notebooks ## open the notebooks in Jupyter Lab
+	@cd notebooks && $(abspath $(BIN))/jupyter lab $(ARGS)
+
 test: $(VENV)/.installed-test ## run the tests, on two processes
 	@echo "==> running the tests on two processes"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -75,12 +78,13 @@ clean: ## remove what was built
 distclean: clean ## remove the virtual environments too
 	@rm -rf .venv .venv-oldest .venv-3.*
 
-.PHONY: help demo test test-oldest test-matrix lint bench rules-page docs format clean distclean
+.PHONY: help demo notebooks test test-oldest test-matrix lint bench rules-page docs format clean distclean
 
 # One stamp a group, so that the demo does not wait for the linters.
 PINS ?=
 $(VENV)/.installed-demo: WANTED = --editable '.[demo]'
-$(VENV)/.installed-test: WANTED = --editable '.[demo,nir,testing]' --group test
+$(VENV)/.installed-notebooks: WANTED = --editable '.[notebooks]' jupyterlab
+$(VENV)/.installed-test: WANTED = --editable '.[nir,notebooks,testing]' --group test
 # Where these cannot be had, their tests are skipped.
 $(VENV)/.installed-test: OPTIONAL = $(if $(PINS),,--group third-party)
 $(VENV)/.installed-lint: WANTED = --editable '.[nir,testing]' --group lint
