@@ -191,14 +191,9 @@ class ETraceVjpAlgorithm(eqx.Module):
     def outputs(self, *inputs: PyTree) -> PyTree:
         """Shapes and dtypes of the outputs that `update` returns for these inputs."""
         graph, batch = self._graph(inputs)
-        _, _, length = untag(inputs)
-        lead = (() if length is None else (length,)) + (
-            (batch,) if self.batched else ()
-        )
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype),
-            graph.outputs.tree(),
-        )
+        length = untag(inputs)[2]
+        lead = (() if length is None else (length,)) + (batch,) * self.batched
+        return graph.outputs.tree(lead)
 
     def with_model(self, model: eqx.Module) -> "ETraceVjpAlgorithm":
         """The same algorithm with another model of the same structure."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
 from ._data import MultiStepData, Tag, as_arrays
+from ._graph import Graph
 from ._model import Spec, kind_of, shape_of
 from ._modulation import check_modulator
 
@@ -138,8 +139,13 @@ def check_loss(
     sequence: Sequence,
     loss_fn: Callable[..., Any],
     has_aux: bool,
+    graph: Graph | None,
 ) -> None:
-    """Raises unless the loss of one step is a real scalar."""
+    """Raises unless the loss of one step is a real scalar.
+
+    `graph` is that of a state that was given. It is not looked for again, since inside
+    `jax.jit` less of the model is known.
+    """
     if not callable(loss_fn) or not _hashable(loss_fn):
         raise TypeError(
             f"loss_fn is {kind_of(loss_fn)}; expected a hashable function "
@@ -147,8 +153,12 @@ def check_loss(
             "targets, and what is learnt into the model."
         )
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
-    outputs = algorithm.outputs(*first(sequence.inputs))
-    targets = first(sequence.targets)
+    inputs, targets = first(sequence.inputs), first(sequence.targets)
+    if graph is None:
+        outputs = algorithm.outputs(*inputs)
+    else:
+        batch = jax.tree.leaves(inputs)[0].shape[:1] if algorithm.batched else ()
+        outputs = graph.outputs.tree(batch)
     if sequence.mask is not None and sequence.mask.ndim == 2:
         strip = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
         outputs, targets = jax.tree.map(strip, (outputs, targets))

@@ -29,8 +29,10 @@ class Spec:
         leaves, treedef = jax.tree.flatten(tree)
         return Spec(treedef, tuple(_struct(x, drop) for x in leaves))
 
-    def tree(self) -> PyTree:
-        return self.treedef.unflatten(self.leaves)
+    def tree(self, lead: tuple[int, ...] = ()) -> PyTree:
+        """Shapes and dtypes, with further leading axes."""
+        leaves = [jax.ShapeDtypeStruct(lead + x.shape, x.dtype) for x in self.leaves]
+        return self.treedef.unflatten(leaves)
 
     def __str__(self) -> str:
         return eqx.tree_pformat(self.tree(), width=200, struct_as_array=True)

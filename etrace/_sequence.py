@@ -43,8 +43,11 @@ class Loss(eqx.Module):
     def prepare(self, algorithm, state, inputs, targets, mask, modulator):
         """Checks the arguments; returns the sequence and the state to start from."""
         sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
-        check_loss(algorithm, sequence, self.loss_fn, self.has_aux)
-        return sequence, start_state(algorithm, state, sequence)
+        if state is not None:
+            state = start_state(algorithm, state, sequence)
+        graph = None if state is None else state[2].graph
+        check_loss(algorithm, sequence, self.loss_fn, self.has_aux, graph)
+        return sequence, state or start_state(algorithm, None, sequence)
 
     def gradient(self, algorithm, state, part: Sequence):
         """(value, aux, gradients, state) of one window; the value is a sum."""

@@ -60,7 +60,7 @@ def fit_synthesiser(
     check_positive("epochs", epochs)
     check_optimiser(optimiser)
     sequence = check_sequence(algorithm, inputs, targets, None)
-    check_loss(algorithm, sequence, loss_fn, has_aux=False)
+    check_loss(algorithm, sequence, loss_fn, has_aux=False, graph=None)
     if sequence.length % window:
         raise ValueError(
             f"window is {window}, which does not divide the {sequence.length} steps of "

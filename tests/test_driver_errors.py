@@ -167,13 +167,13 @@ MISTAKES = {
     ),
     "a sequence with a surplus batch axis": (
         lambda w: w.drive(inputs=ones(5, 4, 2)),
-        TypeError,
-        r"failed.*inputs \(f64\[4,2\],\).*batch axis is taken off only with batched=Tr",
+        ValueError,
+        r"inputs\[0\] has shape \(4, 2\), expected \(2,\).*axis needs batched=True",
     ),
     "a sequence without a batch axis": (
         lambda w: w.drive_batch(XS),
         ValueError,
-        r"failed.*inputs \(f64\[\],\).*batch axis is taken off only with batched=True",
+        r"inputs\[0\] has shape \(2,\), expected \(batch, 2\).*needs batched=True",
     ),
     # What they are given to start from.
     "a model for an algorithm": (

@@ -365,3 +365,36 @@ def test_every_occurrence_has_a_row():
     rows = etrace.DRTRL(model).graph(jnp.zeros(IN)).rows
     names = sorted(row.parameter for row in rows)
     assert names == [".a", ".a", ".b", ".b", ".r"]
+
+
+class Sparse(eqx.Module):
+    """Synapses that are read and summed where the model's index arrays say."""
+
+    synapses: jax.Array
+    post: np.ndarray
+    pre: np.ndarray
+
+    def __init__(self):
+        self.synapses = jnp.array([0.5, -0.3, 0.8])
+        self.post, self.pre = np.array([0, 1, 1]), np.array([1, 0, 1])
+
+    def init_state(self):
+        return jnp.zeros(2)
+
+    def __call__(self, h, x):
+        drive = jax.ops.segment_sum(self.synapses * x[self.pre], self.post, 2)
+        h = 0.9 * h + drive
+        return h, h
+
+
+def test_what_init_knew_is_known_inside_jit():
+    """Index arrays are traced there, and the sums would be of who knows what."""
+    xs, targets = jnp.ones((4, 2)), jnp.zeros((4, 2))
+    driver = etrace.value_and_grad(et.squared_error, window=1)
+    algorithm = etrace.DRTRL(Sparse())
+    state = algorithm.init(xs[0])
+    _, expected, _ = driver(algorithm, algorithm.init(xs[0]), xs, targets)
+    _, grads, _ = eqx.filter_jit(driver)(algorithm, state, xs, targets)
+    assert close(grads.synapses, expected.synapses)
+    with pytest.warns(etrace.UntracedParameterWarning, match="synapses"):
+        eqx.filter_jit(driver)(algorithm, None, xs, targets)

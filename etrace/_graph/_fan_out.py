@@ -123,16 +123,31 @@ def _numbered(v: Var, found: Mapping[Edge, _After]) -> Mapping[Edge, _Way]:
     parts = [[x.reshape(-1) for x in (f.elements, *f.labels)] for f in found.values()]
     rows = np.concatenate([np.stack(part) for part in parts], axis=1)
     goes = (rows[1:] >= 0).any(axis=0)
-    ways, own = np.unique(rows[:, goes], axis=1, return_inverse=True)
-    first = np.searchsorted(ways[0], ways[0])
+    there = rows[:, goes]
+    _, index, own = np.unique(_ordered(there), return_index=True, return_inverse=True)
+    elements = there[0, index]
+    number = np.arange(len(index)) - np.searchsorted(elements, elements)
     copy = np.zeros(rows.shape[1], int)
-    copy[goes] = (np.arange(len(first)) - first)[own.reshape(-1)]
+    copy[goes] = number[own.reshape(-1)]
     ends = np.cumsum([len(elements) for elements, *_ in parts])[:-1]
     result = {}
     for (edge, f), c in zip(found.items(), np.split(copy, ends)):
         if any((x >= 0).any() for x in f.labels):
             places = np.asarray(c.reshape(f.elements.shape) * v.size + f.elements)
             result[edge] = _Way(places, f.spread)
+    return result
+
+
+def _ordered(rows: np.ndarray) -> np.ndarray:
+    """A number for each column, in their lexicographic order: numbers are sorted much
+    faster than columns."""
+    result = np.zeros(rows.shape[1], np.int64)
+    for row in rows:
+        low = row - row.min(initial=0)
+        width = int(low.max(initial=0)) + 1
+        if int(result.max(initial=0)) >= 2**62 // width:
+            result = np.unique(result, return_inverse=True)[1].reshape(-1)
+        result = result * width + low
     return result
 
 
