@@ -21,6 +21,7 @@ from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
 from ._graph import (
+    Edge,
     Graph,
     GraphOptions,
     MixingTails,
@@ -181,7 +182,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         """
         graph, batch = self._graph(inputs)
         trace = placed(self, inputs, self.trace_spec(graph, batch))
-        return Report(graph, self.name, batch, trace, self.batched)
+        return Report(graph, self.name, batch, trace, self.batched, self._filters)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
         """Shapes and dtypes of what this algorithm stores for a graph."""
@@ -391,6 +392,11 @@ class ETraceVjpAlgorithm(eqx.Module):
     def _graph_options(self) -> GraphOptions:
         """What the rule asks of the analysis of the model."""
         return GraphOptions(self.mixing_tails, self.vjp_method == "multi-step")
+
+    def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
+        """Whether the rule filters what leaves a group at an edge, as the group that
+        reads it there would."""
+        return False
 
     def keeps(self, base: type, *names: str) -> bool:
         """Whether these methods are still those of `base`, not overridden."""

@@ -1,5 +1,7 @@
 """The analysis: unmodified models, constructs of plain JAX, and the report."""
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ import etrace
 import etrace.testing as et
 from etrace._graph import _fan_out
 from etrace._graph._lookup import _analyse
+from etrace.nn import MGU, RNN
 
 from .helpers import clear_caches
 
@@ -264,6 +267,13 @@ def test_what_another_layer_remembers_is_reported():
         assert [x.what for x in found] == [("[0]",)] * smooth
         assert all(x.primitive == "dot_general" and "EProp" in x.remedy for x in found)
         assert not etrace.RTRL(model).graph(jnp.zeros(IN)).losses
+        told = functools.partial(etrace.EProp, kappa=0.9)
+        rules = [told, functools.partial(etrace.OTPE, leak=0.9)]
+        for rule in (*rules, functools.partial(etrace.ThreeFactor, rule=told)):
+            losses = rule(model).graph(jnp.zeros(IN)).losses
+            (loss,) = losses
+            assert loss.what == ("[0]",)
+            assert ("was told" if smooth else "none does") in loss.reason
 
 
 def test_a_group_that_is_reached_by_several_paths_is_reported():
@@ -348,13 +358,49 @@ def test_the_report_says_where_and_what():
         ".cells[0].weight_hh",
         "dot_general",
         "[12,4] [4] → [12]",
-        "_rnn.py:",
+        "__call__)",
         "traced",
         "now (exact)",
         "the state enters its own recurrence",
         "Hidden groups",
     ):
         assert part in text
+
+
+class Layered(eqx.Module):
+    """A model made of layers of libraries."""
+
+    cell: eqx.nn.GRUCell
+    norm: eqx.nn.LayerNorm
+    readout: eqx.nn.Linear
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0))
+        self.cell = eqx.nn.GRUCell(IN, N, key=keys[0])
+        self.norm = eqx.nn.LayerNorm(N)
+        self.readout = eqx.nn.Linear(N, OUT, key=keys[1])
+
+    def init_state(self) -> jax.Array:
+        return jnp.zeros(N)
+
+    def __call__(self, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = self.norm(self.cell(x, h))
+        return self.readout(h), h
+
+
+def test_lines_are_the_users_own():
+    start = Layered.__call__.__code__.co_firstlineno
+    with pytest.warns(etrace.UntracedParameterWarning) as caught:
+        report = etrace.DRTRL(Layered()).graph(jnp.zeros(IN))
+        here = inspect.currentframe().f_lineno - 1
+    lines = {row.parameter: row.source.split(" ")[0] for row in report.rows}
+    assert lines[".cell.weight_hh"] == f"test_graph.py:{start + 1}"
+    assert lines[".norm.weight"] == f"test_graph.py:{start + 1}"
+    assert lines[".readout.weight"] == f"test_graph.py:{start + 2}"
+    assert (caught[0].filename, caught[0].lineno) == (__file__, here)
+    # A model that is a library's as a whole.
+    rows = etrace.DRTRL(RNN([MGU(IN, N, key=jax.random.key(0))])).graph(jnp.zeros(IN))
+    assert all(row.source.startswith(("_gated.py", "_linear.py")) for row in rows.rows)
 
 
 def test_every_occurrence_has_a_row():

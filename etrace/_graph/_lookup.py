@@ -1,7 +1,6 @@
 """Analyses every model and shape once."""
 
 import functools
-import warnings
 
 import equinox as eqx
 import jax
@@ -12,6 +11,7 @@ from ._graph import Graph, analyse
 from ._options import GraphOptions
 from ._primitives import concrete
 from ._report import untraced
+from ._where import warn
 
 
 class UntracedParameterWarning(UserWarning):
@@ -65,5 +65,5 @@ def _analyse(
     graph = analyse(call, values, options)
     message = untraced(graph)
     if message:
-        warnings.warn(message, UntracedParameterWarning, stacklevel=5)
+        warn(message, UntracedParameterWarning)
     return graph

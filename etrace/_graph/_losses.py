@@ -12,8 +12,8 @@ class Reason:
 
 BEHIND_MIXING = Reason(
     "a mixing operation lies between the weight and the state",
-    "Apply the weight behind that operation, or accept the local part of the "
-    'derivative with mixing_tails="local".',
+    "Apply the weight behind that operation, or take the local part of the "
+    'derivative with mixing_tails="local": check_gradients tells which is nearer.',
 )
 SEVERAL_POSITIONS = Reason(
     "one value flows into several positions of the state",
@@ -39,6 +39,17 @@ ANOTHERS_MEMORY = Reason(
     "Credit from there is that of the same step. Smooth the outputs of a layer rather "
     "than those of the read-out, or use a rule that is told of leaky read-outs (EProp, "
     "OTPE); SnAp(n) and RTRL follow every memory, multi-step windows within a window.",
+)
+ANOTHERS_LEAK = Reason(
+    "another group of the state reads it, and is taken to keep what this rule was told",
+    "Exact if that group keeps this share (`kappa`, `leak`) of what it read in a step, "
+    "and nothing reads it but outputs.",
+)
+
+NOBODYS_MEMORY = Reason(
+    "this rule filters what leaves here as if a leaky group read it, and none does",
+    "Credit reaches further into the past than it should. Filter it in the read-out "
+    "too, or set the filter (`kappa`, `leak`) to 0.",
 )
 
 

@@ -18,6 +18,7 @@ from jax import lax
 from jax.core import Tracer
 
 from ._sparse import is_sparse_product, sparse_product
+from ._where import line_of
 
 MAX_UNROLLED_SCAN = 32
 
@@ -190,7 +191,7 @@ class _Builder:
         if name == "optimization_barrier":
             return read
         if is_sparse_product(eqn):
-            first, source = len(self.equations), _source(eqn)
+            first, source = len(self.equations), line_of(eqn)
             outputs = self.inline(sparse_product(eqn), read)
             self.equations[first:] = [
                 dataclasses.replace(e, source=source) for e in self.equations[first:]
@@ -212,7 +213,7 @@ class _Builder:
                 tuple(read),
                 outputs,
                 eqn.params,
-                _source(eqn),
+                line_of(eqn),
                 body,
                 loop,
                 bool(eqn.effects),
@@ -235,7 +236,7 @@ class _Builder:
     def _select(self, eqn, read: list[Var]) -> list[Var]:
         """`cond` as a select: every branch is evaluated."""
         index, *operands = read
-        source = _source(eqn)
+        source = line_of(eqn)
         branches = [self.inline(branch, operands) for branch in eqn.params["branches"]]
         last = len(branches) - 1
 
@@ -253,7 +254,7 @@ class _Builder:
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""
         body, loop = eqn.params["jaxpr"], _scan(eqn, read)
-        source = _source(eqn)
+        source = line_of(eqn)
         n_carry = loop.carry
         consts = read[: loop.constants]
         carry = read[loop.constants : loop.constants + n_carry]
@@ -269,11 +270,6 @@ class _Builder:
         ys = zip(*(stacked[i] for i in order), strict=True)
         stack = lambda *parts: jnp.stack(parts)  # noqa: E731
         return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
-
-
-def _source(eqn) -> str:
-    """Where in the user's code an equation comes from."""
-    return jex.source_info_util.summarize(eqn.source_info)
 
 
 def _var(aval: Any) -> Var:

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import math
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +12,9 @@ import numpy as np
 
 from ._graph import Graph, Occurrence
 from ._losses import (
+    ANOTHERS_LEAK,
     ANOTHERS_MEMORY,
+    NOBODYS_MEMORY,
     OWN_RECURRENCE,
     Loss,
     Reason,
@@ -23,6 +23,7 @@ from ._losses import (
 )
 from ._positions import UNSET
 from ._program import Edge
+from ._where import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Report:
     batch: int
     trace: Any  # shapes of what the rule stores
     batched: bool  # whether they have a batch axis in front
+    filters: Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +91,7 @@ class Report:
         primitive, shapes, source = "output", "", ""
         if i < len(graph.program.equations):
             e = graph.program.equations[i]
-            primitive, source = e.name, _short(e.source)
+            primitive, source = e.name, short(e.source)
             operands = " ".join(_shape(v.shape) for v in e.inputs)
             result = _shape(e.outputs[0].shape) if e.outputs else "nothing"
             shapes = f"{operands} → {result}"
@@ -180,8 +182,14 @@ class Report:
             if edge not in positions.cuts:
                 yield self._at(edge, label, OWN_RECURRENCE)
         for edge, label in self.graph.exits.open.items():
-            if self.graph.leaves_by_mixing(edge) and self._is_remembered(edge, label):
-                yield self._at(edge, label, ANOTHERS_MEMORY)
+            if not self.graph.leaves_by_mixing(edge):
+                continue
+            filtered = self._is_filtered(edge, label)
+            if self._is_remembered(edge, label):
+                why = ANOTHERS_LEAK if filtered else ANOTHERS_MEMORY
+                yield self._at(edge, label, why)
+            elif filtered:
+                yield self._at(edge, label, NOBODYS_MEMORY)
         for (i, j), mask in positions.cuts.items():
             label = positions.forward[equations[i].inputs[j]]
             yield self._at((i, j), label, other_position(int(mask.sum())))
@@ -201,12 +209,16 @@ class Report:
             if g not in own
         )
 
+    def _is_filtered(self, edge: Edge, label: np.ndarray) -> bool:
+        groups = np.unique(self.graph.positions.group_of(label[label != UNSET]))
+        return all(self.filters(self.graph, edge, int(g)) for g in groups)
+
     def _at(self, edge: Edge, label: np.ndarray, why: Reason) -> Loss:
         names, positions = self.graph.coordinates.names(), self.graph.positions
         groups = np.unique(positions.group_of(label[label != UNSET]))
         leaves = [names[k] for g in groups for k in positions.groups[g].leaves]
         equation = self.graph.program.equations[edge[0]]
-        where = _short(equation.source)
+        where = short(equation.source)
         return Loss(tuple(leaves), equation.name, where, why.text, why.remedy)
 
 
@@ -216,7 +228,7 @@ def _of_parameters(graph: Graph) -> Iterator[Loss]:
         if o.status in ("now", "partly"):
             equation = graph.program.equations[o.edge[0]]
             what = tuple(names[p] for p in o.parameters)
-            where = _short(equation.source)
+            where = short(equation.source)
             yield Loss(what, equation.name, where, o.reason, o.remedy)
 
 
@@ -271,12 +283,3 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _kept(shape: Sequence[int]) -> str:
     return "no memory" if 0 in shape else _shape(shape)
-
-
-def _short(source: str) -> str:
-    """`file.py:12 (function)` of a full source line."""
-    match = re.match(r"(?P<path>.*?):(?P<line>\d+)(:\d+)?( \((?P<fun>.*)\))?$", source)
-    if match is None:
-        return source
-    name = f"{os.path.basename(match['path'])}:{match['line']}"
-    return f"{name} ({match['fun']})" if match["fun"] else name

@@ -77,13 +77,13 @@ class EProp(PerParameterRule):
         return "cut"
 
     def _emitted(self, graph: Graph) -> Emitted | None:
-        return Emitted(graph, self.kappa, _feeds_a_later_group) if self.kappa else None
+        return Emitted(graph, self.kappa, self._filters) if self.kappa else None
+
+    def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
+        later = graph.leaves_by_mixing(edge) and graph.feeds_another(edge, group)
+        return later and self.kappa > 0
 
     def _learning_signals(
         self, window: Window, signals: LearningSignals
     ) -> LearningSignals:
         return self.feedback.signals(window, signals)
-
-
-def _feeds_a_later_group(graph: Graph, edge: Edge, group: int) -> bool:
-    return graph.leaves_by_mixing(edge) and graph.feeds_another(edge, group)

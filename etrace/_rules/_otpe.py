@@ -74,7 +74,10 @@ class OTPE(PerParameterRule):
         return "cut"
 
     def _emitted(self, graph: Graph) -> Emitted:
-        return Emitted(graph, self.leak, _is_read_by_mixing)
+        return Emitted(graph, self.leak, self._filters)
+
+    def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
+        return graph.leaves_by_mixing(edge)
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         if not self.factored:
@@ -169,7 +172,3 @@ class Estimate(eqx.Module):
 
 def _none(g: Array, window: Window) -> Array:
     return jnp.zeros((window.length, *g.shape), g.dtype)
-
-
-def _is_read_by_mixing(graph: Graph, edge: Edge, group: int) -> bool:
-    return graph.leaves_by_mixing(edge)

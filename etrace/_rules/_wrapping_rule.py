@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, Options, Trace, VjpMethod
 from .._backward import LearningSignals
-from .._graph import Graph, GraphOptions
+from .._graph import Edge, Graph, GraphOptions
 from .._window import Window
 
 Rule = Callable[..., ETraceVjpAlgorithm]
@@ -27,6 +27,9 @@ class WrappingRule(ETraceVjpAlgorithm):
 
     def _graph_options(self) -> GraphOptions:
         return self.inner._graph_options()
+
+    def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
+        return self.inner._filters(graph, edge, group)
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         return self.inner._init_etrace_data(graph, batch)
