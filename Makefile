@@ -45,7 +45,7 @@ rules-page: $(VENV)/.installed-demo ## compare all rules in full, half an hour; 
 
 docs: $(VENV)/.installed-docs ## build the documentation into docs/site
 	@echo "==> building the documentation"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 	@echo "    docs/site/index.html"
 
 format: $(VENV)/.installed-lint ## reformat the code, fix what ruff can fix

@@ -15,4 +15,5 @@ class Tidy(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
         """A field's default has the docstring of its type; fields are arguments."""
-        attr.docstring = None
+        if "property" not in attr.labels:
+            attr.docstring = None

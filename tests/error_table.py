@@ -3,6 +3,7 @@
 Written by: python -m tests.error_table
 """
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,9 +61,8 @@ def _raised(make) -> Exception:
 def _shown(message: str) -> str:
     """On one line of a table."""
     message = re.sub(r" at 0x[0-9a-f]+", "", " ".join(message.split()))
-    for mark in ("\\", "|", "<", "*", "_", "[", "`"):
-        message = message.replace(mark, f"\\{mark}")
-    return message
+    message = html.escape(message, quote=False)
+    return re.sub(r"[\\|*_\[`]", r"\\\g<0>", message)
 
 
 if __name__ == "__main__":

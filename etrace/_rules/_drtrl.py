@@ -22,7 +22,7 @@ class DRTRL(PerParameterRule):
     Exact (equal to BPTT) for one recurrent layer whose recurrence is position-local.
     Memory: batch × components × (site elements × local inputs).
 
-    **Arguments:** those of `etrace.ETraceVjpAlgorithm`.
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][].
 
     ??? cite "Reference"
 

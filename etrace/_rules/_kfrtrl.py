@@ -47,7 +47,7 @@ class KFRTRL(RandomRule):
     Memory: batch × sites × (N × b × o + b × c). Weights that enter by no traced site
     keep their instantaneous gradient, see the report.
 
-    **Arguments:** those of `etrace.ETraceVjpAlgorithm`, and
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], and
 
     - `key`: a random key. It is kept with the trace, and split at every step.
 

@@ -35,7 +35,7 @@ class SnAp(WholeStepRule):
     mask leaves out. Weights that enter by no traced site keep their instantaneous
     gradient, see the report.
 
-    **Arguments:** those of `etrace.ETraceVjpAlgorithm`, and
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], and
 
     - `n`: the number of steps, at least 1.
 
