@@ -34,7 +34,8 @@ class RTRL(ETraceVjpAlgorithm):
     Memory: batch × N × parameters, for a state of N numbers; parameters that reach no
     state need none. Every parameter is traced, through whatever operation.
 
-    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][]; `mixing_tails` changes nothing.
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][]; `mixing_tails` changes
+    nothing.
 
     ??? cite "Reference"
 

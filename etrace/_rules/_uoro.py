@@ -42,8 +42,8 @@ class UORO(RandomRule):
     Memory: batch × (N + parameters). Every parameter that reaches the state is traced,
     through whatever operation.
 
-    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], where `mixing_tails` changes
-    nothing, and
+    **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], where `mixing_tails`
+    changes nothing, and
 
     - `key`: a random key. It is kept with the trace, and split at every step.
 
