@@ -1,7 +1,7 @@
 """Online learning by eligibility traces, for recurrent and spiking networks in JAX."""
 
 from . import callbacks as callbacks, nn as nn, plot as plot
-from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm, Trace as Trace
+from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm
 from ._backward import LearningSignals as LearningSignals
 from ._checkpoint import (
     check_description as check_description,
@@ -38,6 +38,7 @@ from ._sequence import (
 )
 from ._stream import stream as stream
 from ._synthesiser import fit_synthesiser as fit_synthesiser
+from ._trace import Trace as Trace
 from ._verify import (
     GradientCheck as GradientCheck,
     check_gradients as check_gradients,

@@ -7,16 +7,16 @@ the past".
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._axes import Axes, batch_size, repeat_over_batch
+from ._axes import Axes, batch_size
 from ._backward import LearningSignals, backwards
-from ._check import check_call, check_options
+from ._check import check_call
 from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
@@ -29,41 +29,12 @@ from ._graph import (
     graph_of,
     is_inexact,
 )
-from ._model import (
-    Call,
-    check_model,
-    initial_state,
-    split_model,
-)
+from ._model import Call, check_model, split_model
+from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
+from ._trace import Trace
 from ._window import Window
 from ._xla import wait
-
-VjpMethod = Literal["single-step", "multi-step"]
-
-
-class Trace(eqx.Module):
-    """The eligibility traces of one algorithm, and the graph they belong to.
-
-    - `data`: what the rule stores; for most rules one array per trace of the graph.
-      None for a zero trace that was not made.
-    """
-
-    data: PyTree
-    graph: Graph = eqx.field(static=True)
-
-    def __repr__(self) -> str:
-        # The graph has a report of its own, hundreds of lines long.
-        return f"Trace(data={eqx.tree_pformat(self.data)}, graph=...)"
-
-
-class Options(TypedDict, total=False):
-    """Keywords of every rule, see `ETraceVjpAlgorithm`."""
-
-    batched: bool
-    trace_dtype: Any
-    hidden_filter: Any
-    mixing_tails: MixingTails
 
 
 class ETraceVjpAlgorithm(eqx.Module):
@@ -403,25 +374,6 @@ class ETraceVjpAlgorithm(eqx.Module):
         return all(getattr(type(self), n) is getattr(base, n) for n in names)
 
     # ------------------------------------------------------------------------- internal
-
-    def _begin(self, *inputs: PyTree) -> tuple[PyTree, PyTree, Trace]:
-        """The state before the first step; its trace is not made."""
-        graph, batch = self._graph(inputs)
-        state = initial_state(self.model, self.hidden_filter)
-        if self.batched:
-            state = repeat_over_batch(state, batch)
-        hidden, other = jax.tree.map(lambda x: x.copy(), state)
-        return hidden, other, Trace(None, graph)
-
-    def _made(
-        self, hidden: PyTree, other: PyTree, trace: Trace
-    ) -> tuple[PyTree, PyTree, Trace]:
-        """The same state, its trace made if it was not."""
-        if trace.data is None:
-            batch = len(jax.tree.leaves(hidden)[0]) if self.batched else None
-            data = self._init_etrace_data(trace.graph, batch)
-            trace = Trace(data, trace.graph)
-        return hidden, other, trace
 
     def _graph(self, inputs: tuple[PyTree, ...]) -> tuple[Graph, int]:
         """The graph of one step with such inputs, and the batch size (1 if none)."""

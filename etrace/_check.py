@@ -16,35 +16,6 @@ if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
 
 
-def check_options(
-    vjp_method: Any, mixing_tails: Any, trace_dtype: Any, batched: Any
-) -> None:
-    if not isinstance(batched, bool):
-        raise TypeError(
-            f"batched is {batched!r}; expected True or False. The batch size is that "
-            "of the inputs given to init(...)."
-        )
-    if vjp_method not in ("single-step", "multi-step"):
-        raise ValueError(
-            f'vjp_method is {vjp_method!r}; expected "single-step" or "multi-step".'
-        )
-    if mixing_tails not in ("now", "local"):
-        raise ValueError(
-            f'mixing_tails is {mixing_tails!r}; expected "now" or "local".'
-        )
-    if trace_dtype is None:
-        return
-    try:
-        dtype = jnp.dtype(trace_dtype)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"trace_dtype is {dtype or repr(trace_dtype)}; expected a floating-point "
-            "dtype, such as jnp.bfloat16, or None to store traces as computed."
-        )
-
-
 def check_call(
     algorithm: "ETraceVjpAlgorithm",
     hidden: PyTree,

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from ._model import Static, is_array
+from ._start import begun, with_trace
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -48,7 +49,7 @@ def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: PyTree) -> PyT
 
 
 def _started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
-    return algorithm._made(*algorithm._begin(*inputs))
+    return with_trace(algorithm, begun(algorithm, inputs))
 
 
 def _stepped(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from ._algorithm import ETraceVjpAlgorithm, Trace
+from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import (
     Sequence,
     check_loss,
@@ -26,6 +26,8 @@ from ._data import MultiStepData
 from ._model import kind_of
 from ._modulation import Modulation
 from ._placement import is_spread
+from ._start import begun, with_trace
+from ._trace import Trace
 
 LossFn = Callable[[PyTree, PyTree], Any]
 Reduction = Literal["mean", "sum"]
@@ -285,7 +287,7 @@ def evolve(
 @eqx.filter_jit(donate="all-except-first")
 def _evolve(kept, state):
     algorithm, sequence, window = kept
-    state = algorithm._made(*state)
+    state = with_trace(algorithm, state)
 
     def step(state, part):
         outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
@@ -302,7 +304,7 @@ def start_state(
     first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
     if state is None:
         spread = is_spread((algorithm, sequence.inputs))
-        return algorithm.init(*first) if spread else algorithm._begin(*first)
+        return algorithm.init(*first) if spread else begun(algorithm, tuple(first))
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "
@@ -314,7 +316,7 @@ def start_state(
 
 def _ready(algorithm, state: tuple, sequence: Sequence, window: int) -> tuple:
     """The state to begin with: a single window needs no zero trace."""
-    return state if sequence.length <= window else algorithm._made(*state)
+    return state if sequence.length <= window else with_trace(algorithm, state)
 
 
 def _stored(change: Callable[[PyTree], PyTree], state: tuple) -> tuple:

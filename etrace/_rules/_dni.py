@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Options, Trace, VjpMethod
+from .._algorithm import ETraceVjpAlgorithm
 from .._forward import Ran
+from .._options import Options, VjpMethod
+from .._trace import Trace
 from ._drtrl import DRTRL
 from ._wrapping_rule import Rule, WrappingRule, make_inner
 

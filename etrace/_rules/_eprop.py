@@ -5,9 +5,9 @@ from typing import Unpack
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
-from .._algorithm import Options, VjpMethod
 from .._backward import LearningSignals
 from .._graph import Edge, Graph, Recurrence
+from .._options import Options, VjpMethod
 from .._window import Window
 from ._emitted import Emitted
 from ._feedback import Feedback, FeedbackWeights

@@ -5,8 +5,8 @@ from typing import Unpack
 
 import equinox as eqx
 
-from .._algorithm import Options, VjpMethod
 from .._graph import Graph
+from .._options import Options, VjpMethod
 from ._factored_rule import FactoredRule
 from ._options import check_decays
 

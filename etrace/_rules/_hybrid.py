@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._algorithm import Options, VjpMethod
 from .._graph import Graph
+from .._options import Options, VjpMethod
 from . import _factored as factored
 from ._factored_rule import FactoredRule
 from ._options import check_decays

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
-from .._algorithm import VjpMethod
+from .._options import VjpMethod
 
 
 def check_fraction(name: str, value: Any, *, one: bool = False) -> float:

@@ -4,8 +4,8 @@ from typing import Unpack
 
 import equinox as eqx
 
-from .._algorithm import Options, VjpMethod
 from .._graph import Recurrence
+from .._options import Options, VjpMethod
 from ._per_parameter_rule import PerParameterRule
 
 

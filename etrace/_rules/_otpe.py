@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._algorithm import Options, VjpMethod
 from .._backward import LearningSignals
 from .._graph import Edge, Graph, Recurrence, take
+from .._options import Options, VjpMethod
 from .._window import Window
 from . import _factored as factored
 from ._emitted import Emitted

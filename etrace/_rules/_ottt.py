@@ -6,9 +6,10 @@ from typing import Unpack
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Options, VjpMethod
+from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
 from .._graph import Graph
+from .._options import Options, VjpMethod
 from .._window import Window
 from . import _factored as factored
 from ._options import check_fraction, check_single_step

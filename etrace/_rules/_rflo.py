@@ -5,9 +5,9 @@ from typing import Unpack
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
-from .._algorithm import Options, VjpMethod
 from .._backward import LearningSignals
 from .._graph import Recurrence
+from .._options import Options, VjpMethod
 from .._window import Window
 from ._feedback import Feedback, FeedbackWeights
 from ._options import check_fraction, check_single_step

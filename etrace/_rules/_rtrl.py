@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Trace
+from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
 from .._graph import Graph, GraphOptions
+from .._trace import Trace
 from .._window import Window
 from ._per_parameter import wider
 from ._whole_step import At, WholeStep, state_size, stored_dtype, working

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Options, Trace, VjpMethod, updated
+from .._algorithm import ETraceVjpAlgorithm, updated
 from .._backward import LearningSignals
 from .._check import check_call
 from .._data import as_arrays
 from .._forward import Ran
 from .._graph import Graph, take
 from .._modulation import Modulation, check_modulator
+from .._options import Options, VjpMethod
+from .._trace import Trace
 from .._window import Window
 from ._drtrl import DRTRL
 from ._options import check_single_step

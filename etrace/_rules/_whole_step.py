@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Trace
+from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
 from .._graph import (
     Edge,
@@ -30,6 +30,7 @@ from .._graph import (
     run,
     stopped,
 )
+from .._trace import Trace
 from .._window import Window
 from ._per_parameter import wider
 

@@ -6,9 +6,11 @@ from typing import Any, Unpack
 import equinox as eqx
 from jaxtyping import PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Options, Trace, VjpMethod
+from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
 from .._graph import Edge, Graph, GraphOptions
+from .._options import Options, VjpMethod
+from .._trace import Trace
 from .._window import Window
 
 Rule = Callable[..., ETraceVjpAlgorithm]

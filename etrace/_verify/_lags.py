@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._algorithm import ETraceVjpAlgorithm, Trace
+from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence
 from .._sequence import over_windows
+from .._start import with_trace
+from .._trace import Trace
 from ._compared import Comparison, compared
 from ._reference import bptt
 
@@ -45,7 +47,7 @@ def by_lag(
     )
     summed = dataclasses.replace(loss, reduction="sum")
     starts = _starts(last, loss.window)
-    made = algorithm._made(*state)
+    made = with_trace(algorithm, state)
     exact, found = [], []
     for start in starts:
         held = np.arange(last + 1) == start
