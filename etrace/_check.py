@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._data import untag
@@ -31,6 +32,7 @@ def check_call(
             "init(...) or update(...) returned. Pass its parts in order: "
             "update(hidden, other, trace, *inputs)."
         )
+    _check_kept(hidden=hidden, other=other, trace=trace)
     check_placement(
         model=algorithm.model, hidden=hidden, other=other, trace=trace, inputs=inputs
     )
@@ -42,6 +44,18 @@ def check_call(
     _check_inputs(inputs, call.inputs, batch)
     _check_batch(algorithm, hidden, other, inputs)
     _check_trace(algorithm, graph, trace.data, hidden)
+
+
+def _check_kept(**trees: PyTree) -> None:
+    """Raises for arrays whose memory was given to a driver."""
+    for name, tree in trees.items():
+        arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        if any(not isinstance(x, Tracer) and x.is_deleted() for x in arrays):
+            raise ValueError(
+                f"{name} has arrays that were deleted: drivers write the next state "
+                "over the one they are given. Go on with the state that was returned, "
+                "or pass jax.tree.map(jnp.copy, state) to keep one."
+            )
 
 
 def _check_model(model: eqx.Module, call: Call) -> None:

@@ -2,6 +2,7 @@
 words that name what came, what was expected and what to do, and the state stays as it
 is."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -17,6 +18,14 @@ from .mistakes import TARGETS, XS, Net, TwoInputs, World, X, as_a_user, ones, re
 def of(model, x=X, **options):
     """The state of another algorithm."""
     return etrace.DRTRL(model, **options).init(x)
+
+
+def used_up():
+    """A state that a driver went on from."""
+    state = etrace.DRTRL(Net()).init(X)
+    for array in jax.tree.leaves(state):
+        array.delete()
+    return state
 
 
 # What is done, what it raises, and what that says.
@@ -185,6 +194,11 @@ MISTAKES = {
         lambda w: w.drive(state=w.state[:2]),
         TypeError,
         r"state is a tuple of 2; expected the triple \(hidden, other, trace\).*or None",
+    ),
+    "a state that was used up": (
+        lambda w: w.drive(state=used_up()),
+        ValueError,
+        r"hidden has arrays that were deleted.*Go on with the state that was returned",
     ),
     "hidden for the state": (
         lambda w: w.drive(state=w.state[0]),

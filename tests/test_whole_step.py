@@ -217,17 +217,20 @@ def unbiased(gradients: jax.Array, exact: jax.Array, now: jax.Array) -> None:
 )
 def test_random_rules_are_unbiased(rule: Any, name: str, method: str, window: int):
     problem = et.make_problem(UNBIASED[name], length=5, random_state=True)
-    hidden, other = eqx.partition(problem.state, eqx.is_inexact_array)
     driver = etrace.value_and_grad(problem.loss_fn, window=window, reduction="sum")
 
-    @jax.jit
-    @jax.vmap
-    def gradient(key: jax.Array) -> jax.Array:
-        algorithm = rule(problem.model, vjp_method=method, key=key)
-        state = (hidden, other, algorithm.init(problem.inputs[0])[2])
-        return to_vector(driver(algorithm, state, problem.inputs, problem.targets)[1])
+    # As arguments: before JAX 0.9, XLA folds constant convolutions wrongly.
+    @eqx.filter_jit
+    @eqx.filter_vmap(in_axes=(0, None, None, None, None))
+    def gradient(key, model, state, inputs, targets) -> jax.Array:
+        algorithm = rule(model, vjp_method=method, key=key)
+        hidden, other = eqx.partition(state, eqx.is_inexact_array)
+        state = (hidden, other, algorithm.init(inputs[0])[2])
+        return to_vector(driver(algorithm, state, inputs, targets)[1])
 
-    gradients = gradient(jax.random.split(jax.random.key(1), KEYS))
+    keys = jax.random.split(jax.random.key(1), KEYS)
+    data = (problem.state, problem.inputs, problem.targets)
+    gradients = gradient(keys, problem.model, *data)
     _, exact = gradient_by_windows(etrace.RTRL, problem, "single-step")((1,) * 5)
     _, now = problem.truncated(window=window if method == "multi-step" else 1)
     unbiased(gradients, to_vector(exact), to_vector(now))

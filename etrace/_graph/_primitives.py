@@ -61,13 +61,11 @@ class Primitives:
         """The value of `var` if it follows from concrete constants alone."""
         if var not in self._known:
             equation = self._producer.get(var)
-            values = [self.known(v) for v in equation.inputs] if equation else [None]
-            if equation is None or any(v is None for v in values):
+            if equation is None:
                 self._known[var] = None
             else:
-                with jax.ensure_compile_time_eval():
-                    results = equation.fun(*map(jnp.asarray, values))
-                self._known.update(zip(equation.outputs, map(concrete, results)))
+                values = [self.known(v) for v in equation.inputs]
+                self._known.update(zip(equation.outputs, _evaluated(equation, values)))
         return self._known[var]
 
     def _classify(self, equation: Equation) -> Kind:
@@ -134,6 +132,20 @@ class Primitives:
         with jax.ensure_compile_time_eval(), np.errstate(invalid="ignore"):
             pairs = list(zip(move(0), move(total), strict=True))
         return tuple(np.asarray(np.where(b - a == total, a, NOTHING)) for a, b in pairs)
+
+
+def _evaluated(
+    equation: Equation, values: Sequence[np.ndarray | None]
+) -> list[np.ndarray | None]:
+    """The results, if the operands are known."""
+    if any(v is None for v in values):
+        return [None for _ in equation.outputs]
+    try:
+        with jax.ensure_compile_time_eval():
+            results = equation.fun(*map(jnp.asarray, values))
+    except NotImplementedError:  # JAX 0.6 can evaluate no loop here
+        return [None for _ in equation.outputs]
+    return [concrete(x) for x in results]
 
 
 def concrete(value: Any) -> np.ndarray | None:
