@@ -334,6 +334,24 @@ def test_a_custom_derivative_that_mixes_is_not_trusted():
     assert {r.parameter: r.status for r in report.rows}[".b"] == "now"
 
 
+@pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+def test_indices_from_a_long_loop_over_constants():
+    """JAX 0.6 cannot evaluate it while a step is analysed, newer releases do."""
+
+    def step(m, h, x):
+        _, numbers = jax.lax.scan(lambda n, _: (n + 1, n), 0, None, length=40)
+        return leak(m, h) + (m.b @ x)[numbers[:N][::-1]]
+
+    model = plain(vector_step(step))
+    rows = etrace.DRTRL(model).graph(jnp.zeros(IN)).rows
+    known = all(row.status in ("traced", "output") for row in rows)
+    assert known or jax.__version__.startswith("0.6")
+    inputs, targets = sequence(IN)
+    found = online(model, inputs, targets)
+    bptt = et.bptt(model, et.squared_error, inputs, targets, reduction="sum")[1]
+    assert close(found, bptt) == known
+
+
 # --------------------------------------------------------------------------- the report
 
 
