@@ -43,6 +43,35 @@ def examples(ci: int, thorough: int) -> int:
     return thorough if profile == "thorough" else ci
 
 
+def siblings(problem: et.Problem, number: int = 2) -> list[et.Problem]:
+    """The problem, and more of its structure: other weights, states and data.
+
+    What was compiled for the first serves them all.
+    """
+    model = problem.model
+    options = {
+        "length": len(jax.tree.leaves(problem.inputs)[0]),
+        "batch": problem.batch,
+        "mask": problem.mask,
+        "window": problem.window,
+        "random_state": problem.state is not None,
+    }
+    # Drawn problems have seeds below 1000.
+    seeds = range(1000, 1000 + number)
+    more = [et.make_problem(model.spec, seed=seed, **options) for seed in seeds]
+    return [problem, *more]
+
+
+@eqx.filter_jit
+@eqx.filter_value_and_grad(has_aux=True)
+def _windowed(algorithm, loss_fn, state, inputs, targets, mask):
+    tagged = map(etrace.MultiStepData, inputs)
+    outputs, *state = algorithm.update(*state, *tagged)
+    losses = jax.vmap(jax.vmap(loss_fn) if algorithm.batched else loss_fn)
+    losses = losses(outputs, targets).reshape(len(mask), -1)
+    return jnp.sum(mask * jnp.sum(losses, axis=1)), state
+
+
 def gradient_by_windows(rule: type, problem: et.Problem, method: str, **options: Any):
     """A function of a window split that returns (value, grads) of `problem`.
 
@@ -60,24 +89,13 @@ def gradient_by_windows(rule: type, problem: et.Problem, method: str, **options:
         state = eqx.partition(problem.state, eqx.is_inexact_array)
     length = len(inputs[0])
     mask = jnp.ones(length) if problem.mask is None else problem.mask
-    loss_fn = jax.vmap(problem.loss_fn)
-    if batched:
-        one = loss_fn
-        loss_fn = lambda y, t: jnp.sum(jax.vmap(one)(y, t), axis=1)  # noqa: E731
-
-    @eqx.filter_jit
-    @eqx.filter_value_and_grad(has_aux=True)
-    def windowed(algorithm, state, inputs, targets, mask):
-        tagged = map(etrace.MultiStepData, inputs)
-        outputs, *state = algorithm.update(*state, *tagged)
-        return jnp.sum(mask * loss_fn(outputs, targets)), state
 
     def gradient(split: Sequence[int]) -> tuple[Any, Any]:
         value, grads, now, start = 0.0, None, [*state, trace], 0
         for k in split:
             data = (inputs, problem.targets, mask)
             part = jax.tree.map(lambda x: x[start : start + k], data)  # noqa: B023
-            (loss, now), more = windowed(algorithm, now, *part)
+            (loss, now), more = _windowed(algorithm, problem.loss_fn, now, *part)
             value += loss
             grads = more if grads is None else jax.tree.map(jnp.add, grads, more)
             start += k

@@ -18,7 +18,7 @@ from .helpers import fresh_caches
 from .rules import RULES, Rule
 
 SPEC = et.NetSpec((et.LayerSpec("leaky", 3), et.LayerSpec("lif", 2)), readout="linear")
-LENGTH, BATCH = 5, 2
+LENGTH, BATCH = 4, 2
 every_rule = pytest.mark.parametrize("name", RULES)
 # Variants that differ only in the gradient.
 VARIANTS = ("ThreeFactor of ESDRTRL", "EProp, random feedback")

@@ -20,7 +20,7 @@ import etrace.testing as et
 from etrace._graph._lookup import _analyse
 from etrace.testing._vectors import to_vector
 
-from .helpers import examples, fresh_caches, gradient_by_windows
+from .helpers import examples, fresh_caches, gradient_by_windows, siblings
 
 TOLERANCE = 1e-9
 KEYS = 4000
@@ -49,13 +49,17 @@ def test_rtrl_is_bptt(kind: str):
     """Norms, encoders and factored weights are no exception."""
     shares = []
 
-    @hypothesis.settings(max_examples=examples(ci=3, thorough=20))
+    @hypothesis.settings(max_examples=examples(ci=1, thorough=20))
     @hypothesis.given(
         problem=et.problems(specs=of_kind(kind), lengths=st.just(5)),
         method=st.sampled_from(["single-step", "multi-step"]),
     )
     def run(problem: et.Problem, method: str):
         fresh_caches(3)
+        for each in siblings(problem):
+            compare(each, method)
+
+    def compare(problem: et.Problem, method: str):
         value, expected = problem.bptt()
         shares.append(et.gradient_distance(expected, problem.truncated(window=1)[1]))
         gradient = gradient_by_windows(etrace.RTRL, problem, method)
