@@ -87,7 +87,7 @@ $(VENV)/.installed-notebooks: WANTED = --editable '.[notebooks]' jupyterlab
 $(VENV)/.installed-test: WANTED = --editable '.[nir,notebooks,testing]' --group test
 # Where these cannot be had, their tests are skipped.
 $(VENV)/.installed-test: OPTIONAL = $(if $(PINS),,--group third-party)
-$(VENV)/.installed-lint: WANTED = --editable '.[nir,testing]' --group lint
+$(VENV)/.installed-lint: WANTED = --editable '.[demo,nir,testing]' --group lint
 $(VENV)/.installed-bench: WANTED = --editable '.[demo,testing]' $(if $(PEER),--group peer)
 $(VENV)/.installed-docs: WANTED = --editable '.[nir,testing]' --group docs
 
