@@ -421,6 +421,20 @@ def test_lines_are_the_users_own():
     assert all(row.source.startswith(("_gated.py", "_linear.py")) for row in rows.rows)
 
 
+@pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+def test_functions_of_jax_are_at_the_line_that_calls_them():
+    def normed(m, h, x):
+        h = leak(m, h) + m.b @ x
+        return h / jnp.var(h)
+
+    # JAX traces its own functions once, whoever calls them.
+    jax.make_jaxpr(jnp.var)(jnp.zeros(N))
+    loss = etrace.DRTRL(plain(vector_step(normed))).graph(jnp.zeros(IN)).losses[-1]
+    line = normed.__code__.co_firstlineno + 2
+    assert loss.primitive == "reduce_sum"
+    assert loss.source.startswith(f"test_graph.py:{line} ")
+
+
 def test_every_occurrence_has_a_row():
     def twice(m, h, x):
         return leak(m, h) * m.a + m.b @ x + m.b @ (x * x)

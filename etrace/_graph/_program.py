@@ -18,7 +18,7 @@ from jax import lax
 from jax.core import Tracer
 
 from ._sparse import is_sparse_product, sparse_product
-from ._where import line_of
+from ._where import is_of_jax, line_of
 
 MAX_UNROLLED_SCAN = 32
 
@@ -191,14 +191,12 @@ class _Builder:
         if name == "optimization_barrier":
             return read
         if is_sparse_product(eqn):
-            first, source = len(self.equations), line_of(eqn)
-            outputs = self.inline(sparse_product(eqn), read)
-            self.equations[first:] = [
-                dataclasses.replace(e, source=source) for e in self.equations[first:]
-            ]
-            return outputs
+            return self._inline_at(line_of(eqn), sparse_product(eqn), read)
         if name in _CALL_PRIMITIVES:
-            return self.inline(_subjaxpr(eqn), read)
+            inner = _subjaxpr(eqn)
+            if is_of_jax(inner):
+                return self._inline_at(line_of(eqn), inner, read)
+            return self.inline(inner, read)
         if name == "cond" and not any(map(_acts, eqn.params["branches"])):
             return self._select(eqn, read)
         if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
@@ -219,6 +217,15 @@ class _Builder:
                 bool(eqn.effects),
             )
         )
+        return outputs
+
+    def _inline_at(self, source: str, closed, arguments: Sequence[Var]) -> list[Var]:
+        """`inline`, with one line for all equations."""
+        first = len(self.equations)
+        outputs = self.inline(closed, arguments)
+        self.equations[first:] = [
+            dataclasses.replace(e, source=source) for e in self.equations[first:]
+        ]
         return outputs
 
     def append(self, name: str, fun: Callable, inputs: Sequence[Var], source: str):

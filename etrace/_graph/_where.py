@@ -43,6 +43,16 @@ def line_of(eqn) -> str:
     return frames[-1] if frames else ""
 
 
+def is_of_jax(closed) -> bool:
+    """Whether a jaxpr is that of a function of JAX, such as `jnp.var`.
+
+    It was traced where it was called first, maybe by another model: its equations do
+    not know the line that calls it now.
+    """
+    written = closed.jaxpr.debug_info.func_src_info or ""
+    return f" at {_JAX}" in f" {written}"
+
+
 def short(line: str) -> str:
     """`file.py:12 (function)` of a line."""
     match = re.match(r"(?P<path>.*?):(?P<line>\d+)(:\d+)?( \((?P<fun>.*)\))?$", line)
