@@ -18,7 +18,7 @@ import etrace.testing as et
 from .helpers import examples, fresh_caches, gradient_by_windows, siblings
 
 TOLERANCE = 1e-9
-SPLITS = examples(ci=5, thorough=13)  # window splits per model
+SPLITS = examples(ci=3, thorough=13)  # window splits per model
 
 
 def draw_splits(
@@ -99,7 +99,7 @@ def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
         assert et.gradient_distance(grads, expected) < TOLERANCE
 
 
-@hypothesis.settings(max_examples=examples(ci=5, thorough=20))
+@hypothesis.settings(max_examples=examples(ci=3, thorough=20))
 @hypothesis.given(problem=et.problems(lengths=st.just(5)))
 def test_one_multi_step_window_is_bptt(problem: et.Problem):
     fresh_caches(3)

@@ -27,7 +27,7 @@ each_rule = pytest.mark.parametrize("name", [n for n in RULES if n not in VARIAN
 
 def setup(name: str, dtype: Any = None, batch: int | None = None) -> tuple:
     """(rule, problem, algorithm)."""
-    fresh_caches(4)
+    fresh_caches(10)
     rule = RULES[name]
     problem = et.make_problem(SPEC, length=LENGTH, batch=batch, dtype=dtype)
     with warnings.catch_warnings():
@@ -84,8 +84,16 @@ def copied(tree: Any) -> Any:
 
 @each_rule
 def test_low_precision(name: str):
+    """Of everything, and of what is stored."""
     rule, problem, algorithm = setup(name)
     _, exact = gradient(rule, problem, algorithm)
+    rounded = rule.make(problem.model, trace_dtype=jnp.bfloat16)
+    *_, trace = rounded.init(problem.inputs[0])
+    stored = {x.dtype for x in jax.tree.leaves(trace) if x.ndim > 1}
+    assert jnp.dtype(jnp.bfloat16) in stored
+    _, grads = gradient(rule, problem, rounded)
+    assert 0 < et.gradient_distance(grads, exact) < 0.05
+
     rule, problem, algorithm = setup(name, jnp.bfloat16)
     _, grads = gradient(rule, problem, algorithm)
     params = eqx.filter(problem.model, eqx.is_inexact_array)
@@ -100,18 +108,6 @@ def gradient(rule: Rule, problem: et.Problem, algorithm: Any, window: int = 2) -
     data = (problem.inputs, problem.targets)
     more = modulator(rule, problem.targets.dtype)
     return driver(problem, window)(algorithm, None, *data, **more)
-
-
-@each_rule
-def test_traces_in_low_precision(name: str):
-    rule, problem, algorithm = setup(name)
-    rounded = rule.make(problem.model, trace_dtype=jnp.bfloat16)
-    *_, trace = rounded.init(problem.inputs[0])
-    stored = {x.dtype for x in jax.tree.leaves(trace) if x.ndim > 1}
-    assert jnp.dtype(jnp.bfloat16) in stored
-    _, exact = gradient(rule, problem, algorithm)
-    _, grads = gradient(rule, problem, rounded)
-    assert 0 < et.gradient_distance(grads, exact) < 0.05
 
 
 @each_rule

@@ -72,7 +72,7 @@ def test_the_pattern_is_that_of_the_jacobian(name: str):
     assert not found.all() or name == "conv"
 
 
-@hypothesis.settings(max_examples=examples(ci=8, thorough=60))
+@hypothesis.settings(max_examples=examples(ci=5, thorough=60))
 @hypothesis.given(problem=et.problems(lengths=st.just(3)))
 def test_the_pattern_holds_every_entry(problem: et.Problem):
     fresh_caches(10)

@@ -99,7 +99,7 @@ def test_does_not_hold_what_it_has_read(train):
 
     def source():
         nonlocal most
-        for _ in range(30):
+        for _ in range(8):
             x = np.ones((10, *problem.inputs.shape[1:]))
             alive.append(weakref.ref(x))
             yield x, np.ones((10, *problem.targets.shape[1:]))
