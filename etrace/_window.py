@@ -166,14 +166,17 @@ class Window(eqx.Module):
     def adjoints(self, boundary: Sequence[Array]) -> tuple[Array, ...]:
         """The adjoints a_0 … a_k of the states, per group [k + 1, batch, S, P].
 
-        a_{t-1} = B_t + D_tᵀ a_t, backwards from a_k = 0.
+        a_{t-1} = B_t + D_tᵀ a_t, backwards from a_k = 0. Zero for components that no
+        trace holds.
         """
         result = []
-        for b, d, coupled in zip(boundary, self.jacobian, self.graph.couplings):
-            sources = {(0, m): b[:, :, m] for m in range(b.shape[2])}
+        for g, (b, d) in enumerate(zip(boundary, self.jacobian)):
+            sources = {(0, m): b[:, :, m] for m in self.graph.remembered(g)}
             start = {e: jnp.zeros_like(x[0]) for e, x in sources.items()}
-            found = backwards(self.length, start, sources, entries(d, coupled))
-            result.append(assembled(found, 1, b.shape[2])[:, :, 0])
+            found = backwards(self.length, start, sources, entries(d, self._among(g)))
+            shape = (self.length + 1, *b.shape[1:])
+            zeros = jnp.zeros(shape, b.dtype)
+            result.append(assembled(found, 1, b.shape[2])[:, :, 0] if found else zeros)
         return tuple(result)
 
     def propagators(self) -> tuple[Array, ...]:
@@ -182,16 +185,22 @@ class Window(eqx.Module):
         Zero between components that no trace holds.
         """
         result = []
-        for g, (d, coupled) in enumerate(zip(self.jacobian, self.graph.couplings)):
-            held = np.isin(np.arange(len(coupled)), self.graph.remembered(g))
-            among = np.outer(held, held)
-            start = entries(self._identities[g][0], reachable(coupled & among) & among)
-            found = backwards(self.length, start, {}, entries(d, coupled & among))
+        for g, d in enumerate(self.jacobian):
+            among = self._among(g)
+            held = np.isin(np.arange(len(among)), self.graph.remembered(g))
+            where = reachable(among) & np.outer(held, held)
+            start = entries(self._identities[g][0], where)
+            found = backwards(self.length, start, {}, entries(d, among))
             shape = (self.length + 1, *d.shape[1:])
-            result.append(
-                assembled(found, *coupled.shape) if found else jnp.zeros(shape, d.dtype)
-            )
+            zeros = jnp.zeros(shape, d.dtype)
+            result.append(assembled(found, *among.shape) if found else zeros)
         return tuple(result)
+
+    def _among(self, group: int) -> np.ndarray:
+        """Which components that traces hold move into which, [S (new), S (old)]."""
+        coupled = self.graph.couplings[group]
+        held = np.isin(np.arange(len(coupled)), self.graph.remembered(group))
+        return coupled & np.outer(held, held)
 
     # ------------------------------------------------------------------------- internal
 
