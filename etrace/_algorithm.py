@@ -356,6 +356,14 @@ class ETraceVjpAlgorithm(eqx.Module):
         """The inverse of `_packed`."""
         return data
 
+    def _block(self, length: int) -> int:
+        """Of the steps of a window, how many a driver works on at once.
+
+        It divides `length`, and of itself it is all. Only for rules whose gradients
+        do not depend on the window.
+        """
+        return length
+
     def _takes_modulator(self) -> bool:
         """Whether calls are given a modulator, see `etrace.ThreeFactor`."""
         return False

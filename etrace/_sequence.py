@@ -51,8 +51,25 @@ class Loss(eqx.Module):
         check_loss(algorithm, sequence, self.loss_fn, self.has_aux, graph)
         return sequence, state or start_state(algorithm, None, sequence)
 
+    def summed(self, algorithm, state, sequence: Sequence, window: int):
+        """(value, aux, gradients, state) of a sequence, window by window."""
+
+        def step(carry, part):
+            grads, state = carry
+            value, aux, more, state = self.gradient(algorithm, state, part)
+            return (jax.tree.map(jnp.add, grads, more), state), (value, aux)
+
+        params = eqx.filter(algorithm.model, eqx.is_inexact_array)
+        carry = (jax.tree.map(jnp.zeros_like, params), state)
+        (grads, state), results = over_windows(step, carry, sequence, window)
+        values, aux = zip(*results, strict=True)
+        return sum(map(jnp.sum, values)), _along_time(aux), grads, state
+
     def gradient(self, algorithm, state, part: Sequence):
         """(value, aux, gradients, state) of one window; the value is a sum."""
+        block = algorithm._block(part.length)
+        if block < part.length:
+            return self.summed(algorithm, with_trace(algorithm, state), part, block)
         params = eqx.filter(algorithm.model, eqx.is_inexact_array)
 
         def loss(outputs):
@@ -161,20 +178,11 @@ def value_and_grad(
 @eqx.filter_jit(donate="all-except-first")
 def _value_and_grad(kept, state):
     loss, algorithm, sequence = kept
-
-    def step(carry, part):
-        grads, state = carry
-        value, aux, more, state = loss.gradient(algorithm, state, part)
-        return (jax.tree.map(jnp.add, grads, more), state), (value, aux)
-
-    params = eqx.filter(algorithm.model, eqx.is_inexact_array)
-    zeros = jax.tree.map(jnp.zeros_like, params)
     state = _ready(algorithm, state, sequence, loss.window)
     state = _stored(algorithm._packed, state)
-    (grads, state), results = over_windows(step, (zeros, state), sequence, loss.window)
-    values, aux = zip(*results, strict=True)
-    value, grads = loss.scale((sum(map(jnp.sum, values)), grads), sequence)
-    value = (value, _along_time(aux)) if loss.has_aux else value
+    value, aux, grads, state = loss.summed(algorithm, state, sequence, loss.window)
+    value, grads = loss.scale((value, grads), sequence)
+    value = (value, aux) if loss.has_aux else value
     # A state that is not returned is not computed either.
     if not loss.carry:
         return value, grads

@@ -401,3 +401,32 @@ def test_any_window_gives_the_same_gradient(cell, precision, tolerance):
     assert gradient_distance(gradients[0], now) > 1e-2
     for other in gradients[1:]:
         assert gradient_distance(other, gradients[0]) < tolerance
+
+
+def test_a_long_window_is_worked_off_in_blocks():
+    """By rules with small traces; of a prime number of steps, one by one."""
+    problem = problem_of("lif", length=44)
+    rule = etrace.ESDRTRL(problem.model, decay=(0.7, 0.8))
+    assert [rule._block(k) for k in (1, 20, 22, 43, 44, 100)] == [1, 20, 11, 1, 11, 20]
+
+    def with_aux(outputs, targets):
+        return problem.loss_fn(outputs, targets), outputs
+
+    results = [
+        etrace.value_and_grad(with_aux, window=window, has_aux=True)(
+            rule, None, problem.inputs, problem.targets
+        )
+        for window in (1, 43, 44)
+    ]
+    for result in results[1:]:
+        close(arrays(result[2]), arrays(results[0][2]))
+        close(result[:2], results[0][:2])
+
+
+def test_a_window_of_many_steps_is_one_block():
+    """Where its gradient is that of backpropagation through it."""
+    problem = problem_of("gru", length=22)
+    rule = etrace.ESDRTRL(problem.model, vjp_method="multi-step")
+    run = etrace.value_and_grad(problem.loss_fn, window=22, reduction="sum")
+    _, grads, _ = run(rule, None, problem.inputs, problem.targets)
+    close(grads, problem.bptt()[1])

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._partition import LABEL
 from ._program import Equation
 
 # Pairs of an axis of the operand and the axis of every result that runs along it.
@@ -57,8 +58,8 @@ def find_blocks(equation: Equation, j: int, known: Callable) -> Blocks | None:
 
 def first_labels(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
     """One of the labels in each block, -1 where there is none."""
-    none = np.iinfo(np.int64).max
-    low = np.full(blocks.count, none)
+    none = np.iinfo(LABEL).max
+    low = np.full(blocks.count, none, LABEL)
     set_ = labels >= 0
     np.minimum.at(low, blocks.operand[set_], labels[set_])
     return np.where(low == none, -1, low)
@@ -67,7 +68,7 @@ def first_labels(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
 def _numbers(sizes: Sequence[int], axes: Sequence[int], shape: tuple[int, ...]):
     """The number of the block at each element, [*shape]."""
     order = np.argsort(axes)
-    numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+    numbers = np.arange(math.prod(sizes), dtype=LABEL).reshape(sizes).transpose(order)
     kept = [n if d in axes else 1 for d, n in enumerate(shape)]
     return np.broadcast_to(numbers.reshape(kept), shape)
 
@@ -87,11 +88,11 @@ def _summands(equation: Equation, known: Callable) -> Blocks | None:
     with jax.ensure_compile_time_eval():
         like = jax.ShapeDtypeStruct(summands.shape, jnp.zeros(()).dtype)
         back = jax.linear_transpose(add, like)
-        numbers = np.arange(1, base.size + 1).reshape(base.shape)
+        numbers = np.arange(1, base.size + 1, dtype=LABEL).reshape(base.shape)
         digits = [numbers % _DIGIT, numbers // _DIGIT]
         low, high = (np.asarray(back(jnp.asarray(d, like.dtype))[0]) for d in digits)
     # What is dropped is counted to a block of its own.
-    to = (high * _DIGIT + low).astype(int)
+    to = high.astype(LABEL) * _DIGIT + low.astype(LABEL)
     return Blocks(base.size + 1, to, (numbers,))
 
 

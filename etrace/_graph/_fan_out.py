@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._kinds import Kind
-from ._partition import UNSET, Labels
+from ._partition import LABEL, UNSET, Labels
 from ._positions import MIXED, Positions, pull
 from ._primitives import Primitives
 from ._program import Edge, Equation, Program, Var, trace_program
@@ -89,7 +89,8 @@ def _after(primitives: Primitives, flow: Sequence[Labels], edge: Edge) -> _After
     """None if an element goes to several positions from there."""
     i, _ = edge
     equation, v = primitives.program.equations[i], primitives.program.operand(edge)
-    elements, nowhere = np.arange(v.size).reshape(v.shape), np.full(v.shape, UNSET)
+    elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
+    nowhere = np.full(v.shape, UNSET, LABEL)
     pulled = [pull(primitives, labels, edge) for labels in flow]
     labels = [nowhere if p is None else p for p in pulled]
     if not any((label == MIXED).any() for label in labels):
@@ -98,7 +99,7 @@ def _after(primitives: Primitives, flow: Sequence[Labels], edge: Edge) -> _After
     if spread is None:
         return None
     (out,) = equation.outputs
-    labels = [f.get(out, np.full(out.shape, UNSET)) for f in flow]
+    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f in flow]
     several = any((label == MIXED).any() for label in labels)
     return None if several else _After(spread, labels, spread=True)
 
@@ -110,7 +111,7 @@ def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
     if len(equation.outputs) != 1:
         return None
     if primitives.kinds[i] is Kind.ELEMENTWISE:
-        elements = np.arange(v.size).reshape(v.shape)
+        elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
         return np.broadcast_to(elements, equation.outputs[0].shape)
     # A movement, as no other operation parts.
     start = sum(u.size for u in equation.inputs[:j])
@@ -123,7 +124,7 @@ def _numbered(v: Var, found: Mapping[Edge, _After]) -> Mapping[Edge, _Way]:
     parts = [[x.reshape(-1) for x in (f.elements, *f.labels)] for f in found.values()]
     rows = np.concatenate([np.stack(part) for part in parts], axis=1)
     goes = (rows[1:] >= 0).any(axis=0)
-    there = rows[:, goes]
+    there = rows if goes.all() else rows[:, goes]  # not one more copy of what is large
     _, index, own = np.unique(_ordered(there), return_index=True, return_inverse=True)
     elements = there[0, index]
     number = np.arange(len(index)) - np.searchsorted(elements, elements)
@@ -147,7 +148,8 @@ def _ordered(rows: np.ndarray) -> np.ndarray:
         width = int(low.max(initial=0)) + 1
         if int(result.max(initial=0)) >= 2**62 // width:
             result = np.unique(result, return_inverse=True)[1].reshape(-1)
-        result = result * width + low
+        result *= width
+        result += low
     return result
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ._program import Var
 
 UNSET = -1  # belongs to no position
+LABEL = np.int32  # half the memory of a large network's analysis, and enough
 
 Labels = dict[Var, np.ndarray]
 
@@ -32,7 +33,8 @@ class Group:
     def labels(self, leaves: Sequence[Var]) -> Labels:
         """The position of every element of its leaves, among those of all groups."""
         pairs = zip(self.leaves, self.positions)
-        return {leaves[i]: (self.offset + p).reshape(leaves[i].shape) for i, p in pairs}
+        numbers = {i: (self.offset + p).astype(LABEL) for i, p in pairs}
+        return {leaves[i]: n.reshape(leaves[i].shape) for i, n in numbers.items()}
 
 
 class Partition:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ._blocks import Blocks, first_labels
 from ._kinds import Kind
-from ._partition import UNSET, Group, Labels, Partition
+from ._partition import LABEL, UNSET, Group, Labels, Partition
 from ._primitives import Primitives
 from ._program import Edge, Var
 
@@ -127,7 +127,7 @@ def _pull_mixed(
     """Of a mixing operation: the position of a block that flows into one alone."""
     operand, blocks = primitives.program.operand(edge), primitives.blocks(edge)
     if blocks is None:
-        return np.full(operand.shape, through_mixing)
+        return np.full(operand.shape, through_mixing, LABEL)
     own = _joined(
         [
             _scatter(o.reshape(-1), b.reshape(-1), blocks.count)
@@ -167,8 +167,8 @@ def converging(
 
 def _scatter(labels: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
     """Joins `labels` that arrive at the same of `size` targets."""
-    low = np.full(size, np.iinfo(np.int64).max)
-    high = np.full(size, UNSET)
+    low = np.full(size, np.iinfo(LABEL).max, LABEL)
+    high = np.full(size, UNSET, LABEL)
     definite = labels >= 0
     np.minimum.at(low, targets[definite], labels[definite])
     np.maximum.at(high, targets[definite], labels[definite])
@@ -294,7 +294,7 @@ class _ForwardWalk:
 
     def _resolve(self, i, labels, result, conflict, outputs) -> np.ndarray:
         """Keeps the operand whose position the output flows into, cuts the others."""
-        kept = np.full(result.shape, UNSET)
+        kept = np.full(result.shape, UNSET, LABEL)
         for label in labels.values():
             arrives = np.zeros(result.shape, bool)
             for backward in self.backward:

@@ -96,9 +96,10 @@ class Primitives:
     ) -> list[np.ndarray]:
         """Labels of the results of a movement; `none` where there is no label."""
         inputs = self.program.equations[i].inputs
+        dtype = np.result_type(*(o.dtype for o in operands if o is not None))
         flat = np.concatenate(
             [
-                np.full(v.size, none) if o is None else o.reshape(-1)
+                np.full(v.size, none, dtype) if o is None else o.reshape(-1)
                 for v, o in zip(inputs, operands, strict=True)
             ]
         )
