@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ._batched import Env, Value, run, stopped
 from ._graph import Graph
 from ._kinds import Kind
-from ._positions import UNSET
+from ._partition import LABEL, UNSET
 from ._program import Edge, Var
 from ._propagation import Propagation
 from ._ways import leaving
@@ -57,7 +57,7 @@ class OwnPropagation(Propagation):
         graph, group = self.graph, self.graph.positions.groups[g]
         own = group.labels(graph.new)
         labels = [own.get(v, np.full(v.shape, UNSET)) for v in graph.new]
-        labels += graph.exits.open.values()
+        labels = [jnp.asarray(x, LABEL) for x in [*labels, *graph.exits.open.values()]]
         _, pull = self._of_hidden[g]
 
         def at(position: Array) -> Array:
@@ -66,7 +66,7 @@ class OwnPropagation(Propagation):
             found = self.values.to_groups(pull(only)[0])[g]
             return lax.dynamic_index_in_dim(found, position, -1, keepdims=False)
 
-        return jnp.moveaxis(lax.map(at, jnp.arange(group.size)), 0, -1)
+        return jnp.moveaxis(lax.map(at, jnp.arange(group.size, dtype=LABEL)), 0, -1)
 
     @functools.cached_property
     def _of_hidden(self) -> list[tuple[list[Array], Callable]]:

@@ -122,7 +122,7 @@ def seen_at_exits(graph: Graph) -> frozenset[int]:
     def seen(t: int) -> bool:
         spec, site = graph.traces[t], graph.sites[sites[t]]
         alone = sites.count(sites[t]) == 1 and (spec.positions != UNSET).all()
-        if site.direct or not alone:
+        if not alone:
             return False
         ends = _ends(graph, site.equation.outputs)
         return all(_is_left(graph, spec.group, edge) for edge in ends)

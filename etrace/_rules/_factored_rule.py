@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
 from .._backward import LearningSignals
-from .._graph import Graph, seen_at_exits
+from .._graph import Graph, added, seen_at_exits
 from .._window import Window
 from . import _factored as factored, _per_parameter as per_parameter
 from ._factored import Factors
@@ -57,21 +57,27 @@ class FactoredRule(ETraceVjpAlgorithm):
         if self.vjp_method == "multi-step":
             return signals.gradients(self._at_start(data, window, signals))
         adjoints = window.adjoints(signals.boundary)
-        at_sites = list(window.at_sites([a[1:] for a in adjoints]))
+        inside = [a[1:] if window.length > 1 else None for a in adjoints]
+        at_sites = list(window.at_sites(inside))
         at_exits = window.local.exits_at_sites(signals.spatial)
-        seen = seen_at_exits(window.graph)
-        whole = {t for t in seen if isinstance(data[t], Factors)}
+        whole = seen_at_exits(window.graph)
         past = []
         for t, trace in enumerate(data):
-            if not isinstance(trace, Factors):
-                own = window.at_trace(t, [a[0] for a in adjoints], 1)
-                past.append(per_parameter.contract(own, trace))
+            now, x = at_exits[t], window.local_input(t)
+            if isinstance(trace, Factors):
+                x = factored.earlier(x, trace.x, self.decays[0])
+                f = Postsynaptic(window, t, self.decays[1])
+                delta = f.deltas(trace, signals.boundary, now)
+                past.append(factored.outer(delta, x))
+                at_sites[t] = None if t in whole or now is None else -now
                 continue
-            now, (of_x, of_f) = at_exits[t], self.decays
-            x = factored.earlier(window.local_input(t), trace.x, of_x)
-            delta = Postsynaptic(window, t, of_f).deltas(trace, signals.boundary, now)
-            past.append(factored.outer(delta, x))
-            at_sites[t] = None if t in whole or now is None else -now
+            own = window.at_trace(t, [a[0] for a in adjoints], 1)
+            past.append(per_parameter.contract(own, trace))
+            if t in whole:
+                (delta,) = added([now], [at_sites[t]])
+                new = None if delta is None else factored.outer(delta, x)
+                (past[t],) = added([past[t]], [new])
+                at_sites[t] = None
         return signals.gradients(past, at_sites=at_sites, whole=whole)
 
     def _at_start(
