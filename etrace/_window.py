@@ -196,6 +196,15 @@ class Window(eqx.Module):
             result.append(assembled(found, *among.shape) if found else zeros)
         return tuple(result)
 
+    def contributions(self, propagators: Sequence[Array]) -> list[Any]:
+        """What each step adds to the traces by the end of the window.
+
+        D_k … D_{j+1} f_j, of `propagators`: per trace, [k, batch, components, b, p, o].
+        """
+        if self.length == 1:
+            return self._immediate  # nothing moves it on
+        return self.moved([p[1:] for p in propagators])
+
     def _among(self, group: int) -> np.ndarray:
         """Which components that traces hold move into which, [S (new), S (old)]."""
         coupled = self.graph.couplings[group]

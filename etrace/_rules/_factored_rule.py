@@ -101,7 +101,7 @@ class FactoredRule(ETraceVjpAlgorithm):
         self, data: Sequence[Factors | Array], window: Window
     ) -> tuple[Factors | Array, ...]:
         propagators = window.propagators()
-        moved = window.moved([p[1:] for p in propagators])
+        moved = window.contributions(propagators)
         result = []
         for t, trace in enumerate(data):
             x = window.local_input(t)

@@ -100,7 +100,7 @@ class PerParameterRule(ETraceVjpAlgorithm):
         self, data: Sequence[Array | None], window: Window
     ) -> tuple[Array, ...]:
         propagators = window.propagators()
-        moved = window.moved([p[1:] for p in propagators])
+        moved = window.contributions(propagators)
         whole = [p[0] for p in propagators]
         emitted = self._emitted(window.graph)
         rows = [] if emitted is None else emitted.rows(window)
