@@ -43,7 +43,7 @@ def test_no_third_outcome():
     outcomes: list[Outcome] = []
     used: collections.Counter[str] = collections.Counter()
 
-    @hypothesis.settings(max_examples=examples(ci=25, thorough=2000))
+    @hypothesis.settings(max_examples=examples(ci=40, thorough=2000))
     @hypothesis.given(spec=specs(EXCLUDED))
     def run(spec: Spec):
         fresh_caches(50)
@@ -62,7 +62,7 @@ def test_no_third_outcome():
     print(f"{sum(o.forgiven for o in outcomes)} forgiven")
     # An agreement says something where the past adds to the gradient, and diagnostics
     # are for the few.
-    assert len(outcomes) > 0.9 * examples(ci=25, thorough=2000)
+    assert len(outcomes) > 0.9 * examples(ci=40, thorough=2000)
     assert past > 0.4
     assert statuses["traced"] > 2 * (statuses["now"] + statuses["partly"])
     assert kinds["cut"] > 0
