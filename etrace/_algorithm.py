@@ -356,7 +356,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         """The inverse of `_packed`."""
         return data
 
-    def _block(self, length: int) -> int:
+    def _block(self, length: int, batch: int) -> int:
         """Of the steps of a window, how many a driver works on at once.
 
         It divides `length`, and of itself it is all. Only for rules whose gradients

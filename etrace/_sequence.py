@@ -67,7 +67,8 @@ class Loss(eqx.Module):
 
     def gradient(self, algorithm, state, part: Sequence):
         """(value, aux, gradients, state) of one window; the value is a sum."""
-        block = algorithm._block(part.length)
+        shape = jax.tree.leaves(part.inputs)[0].shape
+        block = algorithm._block(part.length, shape[1] if algorithm.batched else 1)
         if block < part.length:
             return self.summed(algorithm, with_trace(algorithm, state), part, block)
         params = eqx.filter(algorithm.model, eqx.is_inexact_array)

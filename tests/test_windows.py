@@ -403,11 +403,16 @@ def test_any_window_gives_the_same_gradient(cell, precision, tolerance):
         assert gradient_distance(other, gradients[0]) < tolerance
 
 
-def test_a_long_window_is_worked_off_in_blocks():
+def test_a_long_window_is_worked_off_in_blocks(monkeypatch):
     """By rules with small traces; of a prime number of steps, one by one."""
     problem = problem_of("lif", length=44)
     rule = etrace.ESDRTRL(problem.model, decay=(0.7, 0.8))
-    assert [rule._block(k) for k in (1, 20, 22, 43, 44, 100)] == [1, 20, 11, 1, 11, 20]
+    lengths = 1, 20, 44, 512, 514, 1009
+    assert [rule._block(k, 1) for k in lengths] == [1, 20, 44, 512, 257, 1]
+    assert [rule._block(k, 32) for k in lengths] == [1, 10, 11, 16, 2, 1]
+    assert rule._block(20, 1000) == 1
+    monkeypatch.setattr("etrace._rules._esdrtrl._ROWS", 20)
+    assert [rule._block(k, 1) for k in (1, 43, 44)] == [1, 1, 11]
 
     def with_aux(outputs, targets):
         return problem.loss_fn(outputs, targets), outputs

@@ -10,7 +10,8 @@ from .._options import Options, VjpMethod
 from ._factored_rule import FactoredRule
 from ._options import check_decays
 
-_BLOCK = 20
+#: Rows, one a step and example, that products are as fast with as with more.
+_ROWS = 512
 
 
 class ESDRTRL(FactoredRule):
@@ -32,8 +33,8 @@ class ESDRTRL(FactoredRule):
     element (biases, gains, decays) keep D-RTRL's trace, which is no larger.
 
     Memory: batch × (components × site elements + local inputs), linear in neurons. A
-    window costs two products a site. The drivers work on at most 20 steps of a window
-    at once, which stay in the cache.
+    window costs two products a site. The drivers work on so many steps of a window at
+    once that steps × batch are at most 512; more would not stay in the cache.
 
     **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][], and
 
@@ -65,11 +66,12 @@ class ESDRTRL(FactoredRule):
     def _factored(self, graph: Graph, batch: int) -> Sequence[bool]:
         return [not graph.sites[spec.site].direct for spec in graph.traces]
 
-    def _block(self, length: int) -> int:
+    def _block(self, length: int, batch: int) -> int:
         if self.vjp_method == "multi-step":
             return length
         # Small traces cost little to move on, less than the caches miss otherwise.
-        return max(m for m in range(1, _BLOCK + 1) if length % m == 0)
+        most = max(_ROWS // batch, 1)
+        return max(m for m in range(1, most + 1) if length % m == 0)
 
 
 #: The name the method had first.
