@@ -30,14 +30,17 @@ class _ThisPython(AsyncKernelManager):
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """That of a user, not of this test suite with its settings of JAX."""
+    """That of a user, not of this test suite with its settings of JAX; but at the
+    reduced sizes optimising a program takes longer than running it."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     left_out = ("JAX_", "XLA_", "MPLBACKEND")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     # Jupyter, too, finds the modules beside a notebook.
     path = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
-    return kept | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    flags = ["backend_optimization_level=0", "llvm_disable_expensive_passes=true"]
+    jax = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(f"--xla_{f}" for f in flags)}
+    return kept | {"PYTHONPATH": path} | jax
 
 
 def test_there_are_notebooks():
