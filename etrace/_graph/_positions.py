@@ -8,6 +8,7 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -279,8 +280,9 @@ class _ForwardWalk:
             for j, o in enumerate(operands)
             if o is not None
         }
-        result = np.asarray(np.max(list(labels.values()), axis=0))
-        conflict = np.any([(o >= 0) & (o != result) for o in labels.values()], axis=0)
+        result = functools.reduce(np.maximum, labels.values())
+        apart = [(o >= 0) & (o != result) for o in labels.values() if o is not result]
+        conflict = functools.reduce(np.logical_or, apart, np.zeros((), bool))
         if conflict.any():
             for o in labels.values():
                 differ = (o >= 0) & (o != result)
