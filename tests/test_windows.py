@@ -170,6 +170,47 @@ def test_a_batch_is_the_sum_of_its_examples(kind, method):
     close(result, jax.tree.map(lambda x: x / 3, total))
 
 
+class Matrix(eqx.Module):
+    """A state [3, 2], multiplied with a weight from this side or that."""
+
+    weight: jax.Array
+    form: str = eqx.field(static=True)
+
+    def init_state(self):
+        return jnp.zeros((3, 2))
+
+    def __call__(self, state, x):
+        state = jnp.tanh(jnp.einsum(self.form, self.weight, state) + x)
+        return state, state
+
+
+# Weights are transposed before a loop over time if there are four examples or more; not
+# in the last two, where the axis that is summed over comes first.
+FORMS = {
+    "oc,cm->om": (3, 3),
+    "md,cm->cd": (2, 2),
+    "md,cd->cm": (2, 2),
+    "boc,cb->ob": (2, 3, 3),
+    "co,cm->om": (3, 3),
+    "bco,cb->ob": (2, 3, 3),
+}
+
+
+@pytest.mark.parametrize("method", ["single-step", "multi-step"])
+@pytest.mark.parametrize("form", FORMS)
+def test_products_of_a_batch_in_a_loop(form, method):
+    """Those of its examples, one by one."""
+    key_w, key_x, key_y = jax.random.split(jax.random.key(0), 3)
+    model = Matrix(jax.random.normal(key_w, FORMS[form]), form)
+    xs, ys = (jax.random.normal(key, (6, 5, 3, 2)) for key in (key_x, key_y))
+    driver = etrace.value_and_grad(squared_error, window=3, reduction="sum")
+    batched = etrace.DRTRL(model, vjp_method=method, batched=True)
+    together = driver(batched, None, xs, ys)
+    alone = etrace.DRTRL(model, vjp_method=method)
+    each = [driver(alone, None, xs[:, n], ys[:, n]) for n in range(5)]
+    close(together[:2], jax.tree.map(lambda *x: sum(x), *(e[:2] for e in each)))
+
+
 # Masks and reductions.
 
 MASKS = {

@@ -74,6 +74,7 @@ def run(
     result: Callable[[int, list[Value], Value], Value] = lambda i, _, value: value,
     recalled: Mapping[Var, Value] = {},  # noqa: B006 (read only)
     adjoints: Mapping[int, Adjoint] = {},  # noqa: B006
+    faster: Mapping[int, Callable] = {},  # noqa: B006
 ) -> Env:
     """Evaluates `equations` (all, if None, in order) over `env`, which is extended.
 
@@ -84,6 +85,7 @@ def run(
     - `recalled`: values that are known. The equations that give them are differentiated
         but not computed.
     - `adjoints`: by recalled equation, what to add to the cotangent of its value.
+    - `faster`: by equation, another way to compute its value, not its derivative.
     """
     env.update((v, Value(c, 0)) for v, c in program.constants.items() if v not in env)
     order = range(len(program.equations)) if equations is None else equations
@@ -97,6 +99,8 @@ def run(
         if equation.outputs and equation.outputs[0] in recalled:
             known = [recalled[v].array for v in equation.outputs]
             results = _recalled(fun, arrays, known, adjoints.get(i))
+        elif i in faster:
+            results = recall(fun, arrays, faster[i](*arrays))
         else:
             results = fun(*arrays)
         values = [Value(x, depth) for x in results]

@@ -20,6 +20,7 @@ from ._batched import Adjoint, Env, Value, depth_of, run
 from ._graph import Graph
 from ._kinds import Kind
 from ._program import Edge, Var
+from ._transposed import by_transposed_weights
 
 
 class Rolled(eqx.Module):
@@ -58,6 +59,8 @@ class Steps:
         run(program, env, before)
         moving = [v for v in self._read_inside if env[v].depth == 2]
         fixed = {v: x for v, x in env.items() if x.depth < 2}
+        loop = inside if self.k > 1 else ()
+        faster = by_transposed_weights(program, loop, env, self.batch)
         hidden, other = state
         split = self.graph.coordinates.split
         start = (split(jax.tree.leaves(hidden)), jax.tree.leaves(other))
@@ -67,7 +70,7 @@ class Steps:
             hidden, carried = state[0], jax.tree.map(lax.stop_gradient, state[1])
             now = {v: Value(x, 1) for v, x in zip(moving, slices, strict=True)}
             now.update(self._as_state(hidden, carried, 1))
-            now = run(program, {**fixed, **now}, inside)
+            now = run(program, {**fixed, **now}, inside, faster=faster)
             new = [now[v].spread(1, self.batch).array for v in self._new]
             new = (new[: len(hidden)], new[len(hidden) :])
             return new, (state, [now[v].array for v in self._known_inside])
