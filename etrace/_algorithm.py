@@ -29,7 +29,7 @@ from ._graph import (
     graph_of,
     is_inexact,
 )
-from ._model import Call, check_model, split_model
+from ._model import check_model, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
 from ._trace import Trace
@@ -392,8 +392,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         batch = batch_size(leaves, drop) if self.batched else 1
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
-        call = Call.of(self.model, self.hidden_filter, treedef.unflatten(one))
-        return graph_of(call, self.model, self._graph_options()), batch
+        step = (self.model, self.hidden_filter, treedef.unflatten(one))
+        return graph_of(*step, self._graph_options()), batch
 
 
 @eqx.filter_jit

@@ -28,6 +28,11 @@ class Sequence(eqx.Module):
     def length(self) -> int:
         return jax.tree.leaves(self.inputs)[0].shape[0]
 
+    @functools.cached_property
+    def first(self) -> tuple[PyTree, ...]:
+        """The inputs of the first step."""
+        return jax.tree.map(lambda x: x[0], self.inputs)
+
     def part(self, start: int, stop: int) -> "Sequence":
         return jax.tree.map(lambda x: x[start:stop], self)
 
@@ -152,17 +157,13 @@ def check_loss(
             "loss_fn(outputs_t, targets_t) -> scalar. Put arrays it needs into the "
             "targets, and what is learnt into the model."
         )
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
-    inputs, targets = first(sequence.inputs), first(sequence.targets)
     if graph is None:
-        outputs = algorithm.outputs(*inputs)
-    else:
-        batch = jax.tree.leaves(inputs)[0].shape[:1] if algorithm.batched else ()
-        outputs = graph.outputs.tree(batch)
-    if sequence.mask is not None and sequence.mask.ndim == 2:
-        strip = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
-        outputs, targets = jax.tree.map(strip, (outputs, targets))
-    _check_loss(loss_fn, has_aux, Spec.of(outputs), Spec.of(targets))
+        graph, _ = algorithm._graph(sequence.first)
+    each = sequence.mask is not None and sequence.mask.ndim == 2
+    shape = jax.tree.leaves(sequence.inputs)[0].shape
+    batch = shape[1:2] if algorithm.batched and not each else ()
+    outputs = Spec.of(graph.outputs.tree(batch))
+    _check_loss(loss_fn, has_aux, outputs, Spec.of(sequence.targets, 1 + each))
 
 
 def _hashable(x: Any) -> bool:

@@ -310,10 +310,10 @@ def start_state(
     algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
 ):
     """The state to start from, checked."""
-    first = [jax.tree.map(lambda x: x[0], tree) for tree in sequence.inputs]
+    first = sequence.first
     if state is None:
         spread = is_spread((algorithm, sequence.inputs))
-        return algorithm.init(*first) if spread else begun(algorithm, tuple(first))
+        return algorithm.init(*first) if spread else begun(algorithm, first)
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "

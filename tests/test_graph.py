@@ -1,8 +1,10 @@
 """The analysis: unmodified models, constructs of plain JAX, and the report."""
 
 import functools
+import gc
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +224,47 @@ def test_a_warning_comes_once_per_model():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         etrace.DRTRL(model).init(inputs[0])
+
+
+class Masked(eqx.Module):
+    """A weight of which a constant array says where it is zero."""
+
+    weight: jax.Array
+    mask: Any
+
+    def init_state(self):
+        return jnp.zeros(2)
+
+    def __call__(self, state, x):
+        state = 0.5 * state + jnp.where(self.mask, self.weight, 0) @ x
+        return state, state
+
+
+@pytest.mark.parametrize("array", [np.array, jnp.asarray])
+def test_analysed_again_for_another_constant(array: Callable):
+    """Also if a NumPy array is written to."""
+
+    def traced(model) -> Any:
+        return etrace.DRTRL(model).graph(jnp.zeros(2)).graph
+
+    weight, mask = jnp.ones((2, 2)), array([[True, True], [True, False]])
+    model = Masked(weight, mask)
+    first = traced(model)
+    assert traced(Masked(2 * weight, mask)) is first
+    assert traced(Masked(weight, array([[True, True], [True, False]]))) is first
+    assert traced(Masked(weight, array([[True, True], [True, True]]))) is not first
+    if isinstance(mask, np.ndarray):
+        mask[1, 1] = True
+        assert traced(model) is not first
+
+
+def test_no_weight_is_kept_alive():
+    model = plain(vector_step(lambda m, h, x: leak(m, h) + m.b @ x))
+    weight = weakref.ref(model.b)
+    etrace.DRTRL(model).graph(jnp.zeros(IN))
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_lateral_coupling_is_cut_and_reported():
