@@ -184,8 +184,8 @@ class Matrix(eqx.Module):
         return state, state
 
 
-# Weights are transposed before a loop over time if there are four examples or more; not
-# in the last two, where the axis that is summed over comes first.
+# Before a loop of eight steps or more, over four examples or more, weights are
+# transposed, unless the axis that is summed over comes first, as in the last two.
 FORMS = {
     "oc,cm->om": (3, 3),
     "md,cm->cd": (2, 2),
@@ -202,8 +202,8 @@ def test_products_of_a_batch_in_a_loop(form, method):
     """Those of its examples, one by one."""
     key_w, key_x, key_y = jax.random.split(jax.random.key(0), 3)
     model = Matrix(jax.random.normal(key_w, FORMS[form]), form)
-    xs, ys = (jax.random.normal(key, (6, 5, 3, 2)) for key in (key_x, key_y))
-    driver = etrace.value_and_grad(squared_error, window=3, reduction="sum")
+    xs, ys = (jax.random.normal(key, (9, 5, 3, 2)) for key in (key_x, key_y))
+    driver = etrace.value_and_grad(squared_error, window=8, reduction="sum")
     batched = etrace.DRTRL(model, vjp_method=method, batched=True)
     together = driver(batched, None, xs, ys)
     alone = etrace.DRTRL(model, vjp_method=method)

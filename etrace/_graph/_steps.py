@@ -59,8 +59,7 @@ class Steps:
         run(program, env, before)
         moving = [v for v in self._read_inside if env[v].depth == 2]
         fixed = {v: x for v, x in env.items() if x.depth < 2}
-        loop = inside if self.k > 1 else ()
-        faster = by_transposed_weights(program, loop, env, self.batch)
+        faster = by_transposed_weights(program, inside, env, self.k, self.batch)
         hidden, other = state
         split = self.graph.coordinates.split
         start = (split(jax.tree.leaves(hidden)), jax.tree.leaves(other))

@@ -14,21 +14,24 @@ from jaxtyping import Array
 from ._batched import Env
 from ._program import Equation, Program
 
-# With fewer examples, there is nothing to gain.
+# With fewer examples there is nothing to gain, with fewer steps less than it costs.
 _MIN_BATCH = 4
+_MIN_STEPS = 8
 
 
 def by_transposed_weights(
-    program: Program, loop: Iterable[int], env: Env, batch: int
+    program: Program, loop: Iterable[int], env: Env, k: int, batch: int
 ) -> Mapping[int, Callable]:
     """By equation of a loop, a function that gives the same for all examples at once.
 
     `env` holds the values from before the loop.
     """
     result = {}
+    if k < _MIN_STEPS or batch < _MIN_BATCH:
+        return result
     for i in loop:
         equation = program.equations[i]
-        if equation.name != "dot_general" or batch < _MIN_BATCH:
+        if equation.name != "dot_general":
             continue
         for j, v in enumerate(equation.inputs):
             if v in env and not env[v].depth and equation.inputs[1 - j] not in env:
