@@ -89,7 +89,7 @@ def killed(process: subprocess.Popen, lines: int, seconds: float) -> list[str]:
 
 def test_a_training_that_is_killed_again_and_again(tmp_path):
     """It ends with the same bits as one that is left alone."""
-    kills, moments = examples(ci=5, thorough=50), random.Random()
+    kills, moments = examples(ci=3, thorough=50), random.Random()
     pieces = 20 * kills  # more than it can learn before it is killed
     alone, directory = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir(), directory.mkdir()
@@ -101,8 +101,8 @@ def test_a_training_that_is_killed_again_and_again(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     for kill in range(kills):
-        # Every fifth while it starts, the others while it trains and saves.
-        starting = kill % 5 == 4
+        # Every third while it starts, the others while it trains and saves.
+        starting = kill % 3 == 2
         lines = 0 if starting else moments.randint(1, 5)
         seconds = moments.uniform(0, 2 if starting else 0.03)
         killed(start(code, **cache), lines, seconds)
