@@ -158,12 +158,13 @@ def check_loss(
             "targets, and what is learnt into the model."
         )
     if graph is None:
-        graph, _ = algorithm._graph(sequence.first)
+        outputs = algorithm.outputs(*sequence.first)
+    else:
+        shape = jax.tree.leaves(sequence.inputs)[0].shape
+        outputs = graph.outputs.tree(shape[1:2] if algorithm.batched else ())
     each = sequence.mask is not None and sequence.mask.ndim == 2
-    shape = jax.tree.leaves(sequence.inputs)[0].shape
-    batch = shape[1:2] if algorithm.batched and not each else ()
-    outputs = Spec.of(graph.outputs.tree(batch))
-    _check_loss(loss_fn, has_aux, outputs, Spec.of(sequence.targets, 1 + each))
+    of_outputs, of_targets = Spec.of(outputs, each), Spec.of(sequence.targets, 1 + each)
+    _check_loss(loss_fn, has_aux, of_outputs, of_targets)
 
 
 def _hashable(x: Any) -> bool:

@@ -85,7 +85,8 @@ def run(
     - `recalled`: values that are known. The equations that give them are differentiated
         but not computed.
     - `adjoints`: by recalled equation, what to add to the cotangent of its value.
-    - `faster`: by equation, another way to compute its value, not its derivative.
+    - `faster`: by equation, another way to compute its value, not its derivative, where
+        that has a leading axis.
     """
     env.update((v, Value(c, 0)) for v, c in program.constants.items() if v not in env)
     order = range(len(program.equations)) if equations is None else equations
@@ -99,7 +100,7 @@ def run(
         if equation.outputs and equation.outputs[0] in recalled:
             known = [recalled[v].array for v in equation.outputs]
             results = _recalled(fun, arrays, known, adjoints.get(i))
-        elif i in faster:
+        elif depth and i in faster:
             results = recall(fun, arrays, faster[i](*arrays))
         else:
             results = fun(*arrays)

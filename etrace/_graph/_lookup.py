@@ -1,5 +1,6 @@
 """Analyses every model and shape once."""
 
+import dataclasses
 import functools
 import hashlib
 import weakref
@@ -8,8 +9,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from .._model import Call, Spec, is_array, split_model
@@ -27,29 +26,16 @@ class UntracedParameterWarning(UserWarning):
     """
 
 
+@dataclasses.dataclass(frozen=True)
 class _Step:
     """A step by all that its graph depends on, so that it can key a cache."""
 
-    def __init__(
-        self,
-        model: eqx.Module,
-        hidden_filter: Any,
-        inputs: PyTree,
-        options: GraphOptions,
-    ):
-        self.model = model
-        self.hidden_filter = hidden_filter
-        self.inputs = inputs
-        self.options = options
-        leaves, structure = jax.tree.flatten(model)
-        leaves = tuple(map(_kept, leaves))
-        self.key = (structure, leaves, hidden_filter, Spec.of(inputs), options)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Step) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    structure: Any
+    leaves: tuple[Hashable, ...]
+    hidden_filter: Any
+    inputs: Spec
+    options: GraphOptions
+    model: eqx.Module = dataclasses.field(compare=False)
 
 
 def _kept(leaf: Any) -> Hashable:
@@ -57,19 +43,21 @@ def _kept(leaf: Any) -> Hashable:
     constant its value."""
     if not is_array(leaf):
         return type(leaf), leaf
-    value = None if eqx.is_inexact_array(leaf) else concrete(leaf)
-    digest = None if value is None else _digest(leaf, value)
-    return jnp.shape(leaf), leaf.dtype, digest
+    digest = None if eqx.is_inexact_array(leaf) else _digest(leaf)
+    return leaf.shape, leaf.dtype, digest
 
 
-def _digest(array: Any, value: np.ndarray) -> bytes:
-    """Of a value that may be large; not again for an array that cannot change."""
-    immutable = isinstance(array, jax.Array)
-    ref, digest = _digests.get(id(array), (None, b"")) if immutable else (None, b"")
-    if ref is not None and ref() is array:
-        return digest
+def _digest(array: Any) -> bytes | None:
+    """Of a value that may be large, if it is known; not again for an array that cannot
+    change."""
+    known = _digests.get(id(array))
+    if known is not None and known[0]() is array:
+        return known[1]
+    value = concrete(array)
+    if value is None:
+        return None
     digest = hashlib.sha256(value.tobytes()).digest()
-    if immutable:
+    if isinstance(array, jax.Array):
         gone = lambda _, key=id(array): _digests.pop(key, None)  # noqa: E731
         _digests[id(array)] = weakref.ref(array, gone), digest
     return digest
@@ -83,7 +71,9 @@ def graph_of(
 ) -> Graph:
     """The graph of `model`'s step with such inputs (shapes and dtypes of one example);
     warns if it leaves a parameter untraced."""
-    step = _Step(model, hidden_filter, inputs, options)
+    leaves, structure = jax.tree.flatten(model)
+    kept = tuple(map(_kept, leaves))
+    step = _Step(structure, kept, hidden_filter, Spec.of(inputs), options, model)
     try:
         hash(step)
     except TypeError:  # a static field that cannot be hashed
@@ -94,7 +84,7 @@ def graph_of(
 @functools.lru_cache(maxsize=256)
 def _analyse(step: _Step) -> Graph:
     model = vars(step).pop("model")  # the cache shall not keep it
-    call = Call.of(model, step.hidden_filter, step.inputs)
+    call = Call.of(model, step.hidden_filter, step.inputs.tree())
     _, consts, _ = split_model(model)
     graph = analyse(call, tuple(map(concrete, jax.tree.leaves(consts))), step.options)
     message = untraced(graph)

@@ -36,7 +36,8 @@ def by_transposed_weights(
         for j, v in enumerate(equation.inputs):
             if v in env and not env[v].depth and equation.inputs[1 - j] not in env:
                 found = _transposed(equation, j, env[v].array)
-                result.update({} if found is None else {i: found})
+                if found is not None:
+                    result[i] = found
     return result
 
 
