@@ -163,7 +163,7 @@ def _new(axes: Any, number: int = 1) -> Sequence[Any]:
     except ImportError as error:
         raise ImportError(
             "etrace.plot draws with matplotlib, which is not installed: "
-            "pip install 'etrace[plot]'"
+            "pip install 'etrace-jax[plot]'"
         ) from error
     size = (5.0 * number, 3.2)
     _, found = plt.subplots(

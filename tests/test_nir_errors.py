@@ -322,5 +322,5 @@ def test_mistakes(name: str):
 def test_the_package_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     monkeypatch.delitem(sys.modules, "etrace.nir")
-    with pytest.raises(ImportError, match=r"pip install 'etrace\[nir\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'etrace-jax\[nir\]'"):
         importlib.import_module("etrace.nir")

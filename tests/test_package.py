@@ -4,7 +4,9 @@ import importlib
 import inspect
 import json
 import os
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -121,3 +123,47 @@ def test_abstractness_is_recognised():
     assert _is_abstract(Method)
     assert _is_abstract(Field)
     assert not _is_abstract(Leaf)
+
+
+# On PyPI, `etrace` is a package of somebody else.
+_STRANGER = re.compile(
+    r"pip install\s+(?:\S+\s+)?['\"]?etrace(?![\w-])|\betrace\[[a-z-]+\]"
+)
+_TEXTS = {".cfg", ".ipynb", ".md", ".py", ".sh", ".toml", ".yaml", ".yml", ""}
+
+
+def test_nothing_installs_the_package_of_a_stranger():
+    """The distribution is `etrace-jax`, wherever installing is spoken of."""
+    root = pathlib.Path(etrace.__file__).parents[1]
+    places = ["etrace", "tests", "docs", "notebooks", ".ci", *_files(root)]
+    texts = [p for place in places for p in _below(root / place)]
+    assert len(texts) > 100
+    found = [
+        f"{path.relative_to(root)}: {match[0]}"
+        for path in texts
+        for match in _STRANGER.finditer(path.read_text())
+    ]
+    assert not found, found
+
+
+def _files(root: pathlib.Path) -> list[str]:
+    return [p.name for p in root.iterdir() if p.is_file()]
+
+
+def _below(place: pathlib.Path) -> list[pathlib.Path]:
+    found = place.rglob("*") if place.is_dir() else [place]
+    return [
+        p
+        for p in found
+        if p.is_file()
+        and p.suffix in _TEXTS
+        and not {"site", "__pycache__"} & {*p.parts}
+        and p != pathlib.Path(__file__)
+    ]
+
+
+def test_the_name_of_a_stranger_is_recognised():
+    for text in ("pip install etrace", "pip install 'etrace[nir]'", "`etrace[plot]`"):
+        assert _STRANGER.search(text), text
+    for text in ("pip install 'etrace-jax[nir]'", "pip install .", "import etrace"):
+        assert not _STRANGER.search(text), text

@@ -6,7 +6,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "etrace.nir exchanges networks through the package nir, which is not "
-        "installed: pip install 'etrace[nir]'"
+        "installed: pip install 'etrace-jax[nir]'"
     ) from error
 
 from ._export import export as export

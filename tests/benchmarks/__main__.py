@@ -173,7 +173,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "etrace": importlib.metadata.version("etrace"),
+        "etrace": importlib.metadata.version("etrace-jax"),
         "cases": [measured(*case, repeats) for case in tqdm(cases, desc="networks")],
     }
     if not options.quick:
