@@ -22,16 +22,23 @@ class Sequence(eqx.Module):
     inputs: tuple[PyTree, ...]
     targets: PyTree
     mask: Array | None
-    modulator: Array | None = None
+    modulator: Array | None
+    batched: bool = eqx.field(static=True)
 
     @property
     def length(self) -> int:
         return jax.tree.leaves(self.inputs)[0].shape[0]
 
-    @functools.cached_property
-    def first(self) -> tuple[PyTree, ...]:
-        """The inputs of the first step."""
-        return jax.tree.map(lambda x: x[0], self.inputs)
+    @property
+    def batch(self) -> int | None:
+        """The number of examples, or None without a batch axis."""
+        shape = jax.tree.leaves(self.inputs)[0].shape
+        return shape[1] if self.batched else None
+
+    @property
+    def steps(self) -> tuple[MultiStepData, ...]:
+        """The inputs of a call of all steps."""
+        return tuple(map(MultiStepData, self.inputs))
 
     def part(self, start: int, stop: int) -> "Sequence":
         return jax.tree.map(lambda x: x[start:stop], self)
@@ -100,7 +107,7 @@ def check_sequence(
     if mask is not None:
         _check_mask(algorithm, mask, leaves[0])
         _check_targets(mask, targets)
-    return Sequence(inputs, targets, mask, modulator)
+    return Sequence(inputs, targets, mask, modulator, algorithm.batched)
 
 
 def _check_modulator(
@@ -111,9 +118,9 @@ def _check_modulator(
             f"modulator is given, but {algorithm.name} learns from the loss; expected "
             "None. Use etrace.ThreeFactor(model, rule=...) to learn from a modulator."
         )
-    graph, batch = algorithm._graph(jax.tree.map(lambda x: x[0], inputs))
-    tagged = MultiStepData(as_arrays(modulator, "modulator"))
     steps = tuple(map(MultiStepData, inputs))
+    graph, batch = algorithm._graph(steps)
+    tagged = MultiStepData(as_arrays(modulator, "modulator"))
     size = batch if algorithm.batched else None
     return check_modulator(tagged, graph, size, steps).data
 
@@ -140,31 +147,23 @@ def _check_targets(mask: Array, targets: PyTree) -> None:
 
 
 def check_loss(
-    algorithm: ETraceVjpAlgorithm,
     sequence: Sequence,
     loss_fn: Callable[..., Any],
     has_aux: bool,
-    graph: Graph | None,
+    graph: Graph,
 ) -> None:
-    """Raises unless the loss of one step is a real scalar.
-
-    `graph` is that of a state that was given. It is not looked for again, since inside
-    `jax.jit` less of the model is known.
-    """
+    """Raises unless the loss of one step is a real scalar."""
     if not callable(loss_fn) or not _hashable(loss_fn):
         raise TypeError(
             f"loss_fn is {kind_of(loss_fn)}; expected a hashable function "
             "loss_fn(outputs_t, targets_t) -> scalar. Put arrays it needs into the "
             "targets, and what is learnt into the model."
         )
-    if graph is None:
-        outputs = algorithm.outputs(*sequence.first)
-    else:
-        shape = jax.tree.leaves(sequence.inputs)[0].shape
-        outputs = graph.outputs.tree(shape[1:2] if algorithm.batched else ())
     each = sequence.mask is not None and sequence.mask.ndim == 2
-    of_outputs, of_targets = Spec.of(outputs, each), Spec.of(sequence.targets, 1 + each)
-    _check_loss(loss_fn, has_aux, of_outputs, of_targets)
+    lead = () if sequence.batch is None or each else (sequence.batch,)
+    outputs = Spec.of(graph.outputs.tree(lead))
+    targets = Spec.of(sequence.targets, 1 + each)
+    _check_loss(loss_fn, has_aux, outputs, targets)
 
 
 def _hashable(x: Any) -> bool:

@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from ._model import Static, is_array
-from ._start import begun, with_trace
+from ._start import Start, with_trace
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -49,7 +49,9 @@ def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: PyTree) -> PyT
 
 
 def _started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
-    return with_trace(algorithm, begun(algorithm, inputs))
+    graph, batch = algorithm._graph(inputs)
+    state = Start.of(algorithm, graph).state(batch if algorithm.batched else None)
+    return with_trace(algorithm, state)
 
 
 def _stepped(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:

@@ -23,10 +23,11 @@ from ._check_sequence import (
     check_window,
 )
 from ._data import MultiStepData
+from ._graph import Graph
 from ._model import kind_of
 from ._modulation import Modulation
 from ._placement import is_spread
-from ._start import begun, with_trace
+from ._start import Start, State, with_trace
 from ._trace import Trace
 
 LossFn = Callable[[PyTree, PyTree], Any]
@@ -43,13 +44,11 @@ class Loss(eqx.Module):
     carry: bool = eqx.field(static=True)
 
     def prepare(self, algorithm, state, inputs, targets, mask, modulator):
-        """Checks the arguments; returns the sequence and the state to start from."""
+        """Checks the arguments; returns the sequence and the graph of its steps."""
         sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
-        if state is not None:
-            state = start_state(algorithm, state, sequence)
-        graph = None if state is None else state[2].graph
-        check_loss(algorithm, sequence, self.loss_fn, self.has_aux, graph)
-        return sequence, state or start_state(algorithm, None, sequence)
+        graph = graph_for(algorithm, state, sequence)
+        check_loss(sequence, self.loss_fn, self.has_aux, graph)
+        return sequence, graph
 
     def summed(self, algorithm, state, sequence: Sequence, window: int):
         """(value, aux, gradients, state) of a sequence, window by window."""
@@ -67,8 +66,7 @@ class Loss(eqx.Module):
 
     def gradient(self, algorithm, state, part: Sequence):
         """(value, aux, gradients, state) of one window; the value is a sum."""
-        shape = jax.tree.leaves(part.inputs)[0].shape
-        block = algorithm._block(part.length, shape[1] if algorithm.batched else 1)
+        block = algorithm._block(part.length, part.batch or 1)
         if block < part.length:
             return self.summed(algorithm, with_trace(algorithm, state), part, block)
         params = eqx.filter(algorithm.model, eqx.is_inexact_array)
@@ -77,7 +75,7 @@ class Loss(eqx.Module):
             losses, aux = self.losses(outputs, part)
             return jnp.sum(losses), aux
 
-        inputs = tuple(map(MultiStepData, part.inputs))
+        inputs = part.steps
         if part.modulator is not None:
             inputs = (*inputs, Modulation(MultiStepData(part.modulator)))
         own = ("_true_update_fun", "_update", "_update_fwd", "_update_bwd")
@@ -170,24 +168,25 @@ def value_and_grad(
         modulator: Any = None,
     ) -> Any:
         arguments = (inputs, targets, mask, modulator)
-        sequence, state = loss.prepare(algorithm, state, *arguments)
-        return _value_and_grad((loss, algorithm, sequence), state)
+        sequence, graph = loss.prepare(algorithm, state, *arguments)
+        start, state = starting(algorithm, graph, state, sequence)
+        return _value_and_grad((loss, algorithm, sequence, start), state)
 
     return driver
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _value_and_grad(kept, state):
-    loss, algorithm, sequence = kept
-    state = _ready(algorithm, state, sequence, loss.window)
-    state = _stored(algorithm._packed, state)
+    loss, algorithm, sequence, start = kept
+    state = begun(start, state, sequence)
+    state = _packed(algorithm, state, sequence, loss.window)
     value, aux, grads, state = loss.summed(algorithm, state, sequence, loss.window)
     value, grads = loss.scale((value, grads), sequence)
     value = (value, aux) if loss.has_aux else value
     # A state that is not returned is not computed either.
     if not loss.carry:
         return value, grads
-    return value, grads, _stored(algorithm._unpacked, state)
+    return value, grads, _unpacked(algorithm, state)
 
 
 def learn(
@@ -234,11 +233,12 @@ def learn(
         modulator: Any = None,
     ) -> Any:
         arguments = (inputs, targets, mask, modulator)
-        sequence, state = loss.prepare(algorithm, state, *arguments)
+        sequence, graph = loss.prepare(algorithm, state, *arguments)
+        start, state = starting(algorithm, graph, state, sequence)
         if optimiser_state is None:
             params = eqx.filter(algorithm.model, eqx.is_inexact_array)
             optimiser_state = optimiser.init(params)
-        kept = (loss, optimiser, algorithm, optimiser_state, sequence)
+        kept = (loss, optimiser, algorithm, optimiser_state, sequence, start)
         return _learn(kept, state)
 
     return driver
@@ -246,10 +246,10 @@ def learn(
 
 @eqx.filter_jit(donate="all-except-first")
 def _learn(kept, state):
-    loss, optimiser, algorithm, optimiser_state, sequence = kept
+    loss, optimiser, algorithm, optimiser_state, sequence, start = kept
     params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
-    state = _ready(algorithm, state, sequence, loss.window)
-    state = _stored(algorithm._packed, state)
+    state = begun(start, state, sequence)
+    state = _packed(algorithm, state, sequence, loss.window)
 
     def step(carry, part):
         params, optimiser_state, state = carry
@@ -267,7 +267,7 @@ def _learn(kept, state):
     values, aux = zip(*results, strict=True)
     losses = jnp.concatenate(values)
     losses = (losses, _along_time(aux)) if loss.has_aux else losses
-    return algorithm, optimiser_state, _stored(algorithm._unpacked, state), losses
+    return algorithm, optimiser_state, _unpacked(algorithm, state), losses
 
 
 def evolve(
@@ -289,14 +289,15 @@ def evolve(
     """
     check_window(window, "sum")
     sequence = check_sequence(algorithm, inputs, None, None)
-    state = start_state(algorithm, state, sequence)
-    return _evolve((algorithm, sequence, window), state)
+    graph = graph_for(algorithm, state, sequence)
+    start, state = starting(algorithm, graph, state, sequence)
+    return _evolve((algorithm, sequence, start, window), state)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _evolve(kept, state):
-    algorithm, sequence, window = kept
-    state = with_trace(algorithm, state)
+    algorithm, sequence, start, window = kept
+    state = with_trace(algorithm, begun(start, state, sequence))
 
     def step(state, part):
         outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
@@ -306,29 +307,61 @@ def _evolve(kept, state):
     return state, _along_time(results)
 
 
-def start_state(
+def graph_for(
     algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
-):
-    """The state to start from, checked."""
-    first = sequence.first
+) -> Graph:
+    """The graph of the sequence's steps: that of a state that is given, which is
+    checked. (It is not looked for again, since inside `jax.jit` less of the model is
+    known.)"""
     if state is None:
-        spread = is_spread((algorithm, sequence.inputs))
-        return algorithm.init(*first) if spread else begun(algorithm, first)
+        return algorithm._graph(sequence.steps)[0]
     if not (isinstance(state, tuple | list) and len(state) == 3):
         raise TypeError(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "
             "trace) of init(...) or of the last call, or None for a fresh state."
         )
-    algorithm.check(*state, *first)
-    return tuple(state)
+    algorithm.check(*state, *sequence.steps)
+    return state[2].graph
 
 
-def _ready(algorithm, state: tuple, sequence: Sequence, window: int) -> tuple:
-    """The state to begin with: a single window needs no zero trace."""
-    return state if sequence.length <= window else with_trace(algorithm, state)
+def starting(
+    algorithm: ETraceVjpAlgorithm,
+    graph: Graph,
+    state: PyTree | None,
+    sequence: Sequence,
+) -> tuple[Start | None, State | None]:
+    """What to start from: either what a fresh state is made of, once compiled, or a
+    state."""
+    if state is not None:
+        return None, tuple(state)
+    if is_spread((algorithm, sequence.inputs)):
+        return None, algorithm.init(*sequence.steps)
+    return Start.of(algorithm, graph), None
 
 
-def _stored(change: Callable[[PyTree], PyTree], state: tuple) -> tuple:
+def begun(start: Start | None, state: State | None, sequence: Sequence) -> State:
+    """The state to begin with, from what `starting` gave."""
+    if start is not None:
+        return start.state(sequence.batch)
+    assert state is not None
+    return state
+
+
+def _packed(
+    algorithm: ETraceVjpAlgorithm, state: State, sequence: Sequence, window: int
+) -> State:
+    """The state to begin with, its trace as it goes through a loop."""
+    # A single window needs no zero trace.
+    if sequence.length > window:
+        state = with_trace(algorithm, state)
+    return _stored(algorithm._packed, state)
+
+
+def _unpacked(algorithm: ETraceVjpAlgorithm, state: State) -> State:
+    return _stored(algorithm._unpacked, state)
+
+
+def _stored(change: Callable[[PyTree], PyTree], state: State) -> State:
     """The state, with what its trace stores changed."""
     hidden, other, trace = state
     return hidden, other, Trace(change(trace.data), trace.graph)

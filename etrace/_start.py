@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
 from ._axes import repeat_over_batch
+from ._graph import Graph
 from ._model import initial_state
 from ._trace import Trace
 
@@ -15,14 +17,26 @@ if TYPE_CHECKING:
 State = tuple[PyTree, PyTree, Trace]
 
 
-def begun(algorithm: "ETraceVjpAlgorithm", inputs: tuple[PyTree, ...]) -> State:
-    """The state before the first step; its trace is not made."""
-    graph, batch = algorithm._graph(inputs)
-    state = initial_state(algorithm.model, algorithm.hidden_filter)
-    if algorithm.batched:
-        state = repeat_over_batch(state, batch)
-    hidden, other = jax.tree.map(lambda x: x.copy(), state)
-    return hidden, other, Trace(None, graph)
+class Start(eqx.Module):
+    """What a state is made of before the first step: that of one example."""
+
+    hidden: PyTree
+    other: PyTree
+    graph: Graph = eqx.field(static=True)
+
+    @staticmethod
+    def of(algorithm: "ETraceVjpAlgorithm", graph: Graph) -> "Start":
+        state = initial_state(algorithm.model, algorithm.hidden_filter)
+        return Start(*state, graph)
+
+    def state(self, batch: int | None) -> State:
+        """The state of a batch, or of one example; its trace is not made."""
+        state = self.hidden, self.other
+        if batch is not None:
+            state = repeat_over_batch(state, batch)
+        # A driver is to write over the state, and not over a parameter in it.
+        hidden, other = jax.tree.map(lambda x: x.copy(), state)
+        return hidden, other, Trace(None, self.graph)
 
 
 def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:

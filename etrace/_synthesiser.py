@@ -17,7 +17,7 @@ from ._check_sequence import (
 )
 from ._rules import DNI
 from ._rules._dni import estimated
-from ._sequence import LossFn, start_state
+from ._sequence import LossFn, begun, starting
 
 
 def fit_synthesiser(
@@ -60,14 +60,16 @@ def fit_synthesiser(
     check_positive("epochs", epochs)
     check_optimiser(optimiser)
     sequence = check_sequence(algorithm, inputs, targets, None)
-    check_loss(algorithm, sequence, loss_fn, has_aux=False, graph=None)
+    graph, _ = algorithm._graph(sequence.steps)
+    check_loss(sequence, loss_fn, has_aux=False, graph=graph)
     if sequence.length % window:
         raise ValueError(
             f"window is {window}, which does not divide the {sequence.length} steps of "
             "the inputs; expected one that does: every window has the length that the "
             "synthesiser is fitted for."
         )
-    hidden, other, _ = start_state(algorithm, None, sequence)
+    start = starting(algorithm, graph, None, sequence)
+    hidden, other, _ = begun(*start, sequence)
     moving, rest = eqx.partition(algorithm.synthesiser, eqx.is_inexact_array)
     problem = _Problem(algorithm.model, algorithm.batched, loss_fn, rest)
     moving, losses = _fit(

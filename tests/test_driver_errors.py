@@ -177,12 +177,12 @@ MISTAKES = {
     "a sequence with a surplus batch axis": (
         lambda w: w.drive(inputs=ones(5, 4, 2)),
         ValueError,
-        r"inputs\[0\] has shape \(4, 2\), expected \(2,\).*axis needs batched=True",
+        r"inputs\[0\] has shape \(5, 4, 2\), expected \(k, 2\).*needs batched=True",
     ),
     "a sequence without a batch axis": (
         lambda w: w.drive_batch(XS),
         ValueError,
-        r"inputs\[0\] has shape \(2,\), expected \(batch, 2\).*needs batched=True",
+        r"inputs\[0\] has shape \(5, 2\), expected \(k, batch, 2\).*batched=True",
     ),
     # What they are given to start from.
     "a model for an algorithm": (

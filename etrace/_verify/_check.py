@@ -13,7 +13,7 @@ from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence, check_window
 from .._graph import table
 from .._rules import RTRL
-from .._sequence import Loss, LossFn, Reduction, value_and_grad
+from .._sequence import Loss, LossFn, Reduction, begun, starting, value_and_grad
 from ._compared import Comparison, compared
 from ._lags import Lag, by_lag
 from ._locality import locality
@@ -182,12 +182,13 @@ def check_gradients(
     check_window(window, reduction)
     loss = Loss(loss_fn, window, reduction, has_aux=False, carry=False)
     data = (inputs, targets, mask, modulator)
-    sequence, state = loss.prepare(algorithm, None, *data)
+    sequence, graph = loss.prepare(algorithm, None, *data)
+    state = begun(*starting(algorithm, graph, None, sequence), sequence)
     driver = value_and_grad(loss_fn, window=window, reduction=reduction, carry=False)
     _, gradient = driver(algorithm, None, *data)
     never = jnp.zeros(sequence.length, bool)
     _, exact = bptt(loss, algorithm, state, sequence, never)
-    names = state[2].graph.call.params.names()
+    names = graph.call.params.names()
     leaves = [jax.tree.leaves(tree) for tree in (gradient, exact)]
     by_rtrl = _distances(RTRL, algorithm, driver, state, data, leaves[1])
     by_slope = slopes(loss, algorithm, state, sequence, exact)
@@ -204,7 +205,7 @@ def check_gradients(
         compared(gradient, exact),
         by_lag(loss, algorithm, state, sequence),
         float(locality(algorithm, state, sequence)),
-        state[2].graph.has_own_derivatives,
+        graph.has_own_derivatives,
         gradient,
         exact,
     )
