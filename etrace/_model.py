@@ -137,6 +137,14 @@ class Call:
             raise TypeError(self._failed(error)) from error
         except ValueError as error:
             raise ValueError(self._failed(error)) from error
+        except NameError as error:
+            if "axis name" not in str(error):
+                raise
+            raise ValueError(
+                f"model(state, *inputs) has an operation over a named axis, which is "
+                f"not there: {error}. With batched=True the batch has no name. Leave "
+                "batched=False and map the whole call: jax.vmap(..., axis_name=...)."
+            ) from error
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 "model(state, *inputs) must return a pair (outputs, state); it "

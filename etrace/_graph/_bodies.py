@@ -1,8 +1,9 @@
 """What a loop, or a function with a derivative of its own, keeps apart.
 
-Each axis of an operand is numbered, and the numbers are run through the body. An axis
-is kept where no value of the body meets another number of it than its own; around a
-loop, the numbers that come back must be those that went in.
+Each axis of an operand is numbered, and the numbers are run through the body: of a
+loop its round, of a function with a derivative of its own that derivative. An axis is
+kept where no value of the body meets another number of it than its own; around a loop,
+the numbers that come back must be those that went in.
 """
 
 import functools
@@ -10,12 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ._blocks import Blocks, first_labels
+from ._custom import pushforward
 from ._kinds import Kind
 from ._program import CUSTOM, Equation, Loop, Program, Var
 
@@ -29,13 +28,15 @@ def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks |
 
     `classify` makes `Primitives` of a program.
     """
-    assert equation.body is not None
+    entered = _entered(equation, j)
+    if entered is None:
+        return None
     shape, kept, found = equation.inputs[j].shape, [], []
-    walk = functools.partial(_walk, classify(equation.body))
+    walk = functools.partial(_walk, classify(entered[0]))
     for axis, size in enumerate(shape):
         along = [-1 if d == axis else 1 for d in range(len(shape))]
         numbers = np.broadcast_to(np.arange(size).reshape(along), shape)
-        results = _around(equation, j, numbers, walk)
+        results = _around(equation, entered, numbers, walk)
         if results is not None:
             kept.append(axis)
             found.append(results)
@@ -45,7 +46,7 @@ def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks |
     strides = [math.prod(sizes[n + 1 :]) for n in range(len(sizes))]
     index = np.indices(shape)
     own = sum((s * index[a] for s, a in zip(strides, kept)), np.zeros(shape, int))
-    blocks = Blocks(
+    return Blocks(
         math.prod(sizes) + 1,
         own,
         tuple(
@@ -53,8 +54,40 @@ def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks |
             for n, v in enumerate(equation.outputs)
         ),
     )
-    custom = equation.name in CUSTOM
-    return blocks if not custom or _keeps_apart(equation, j, blocks) else None
+
+
+def is_elementwise(equation: Equation, classify: Callable) -> bool:
+    """Whether the derivative of a function, with one of its own, is element by element.
+
+    Of operands that it broadcasts, the axes that they have stay apart.
+    """
+    shape = equation.outputs[0].shape
+    for j, v in enumerate(equation.inputs):
+        if not v.inexact or v.shape == shape == ():
+            continue
+        entered = _entered(equation, j)
+        if entered is None:
+            return False
+        if v.shape == ():
+            continue
+        own = np.arange(v.size).reshape(v.shape)
+        walk = functools.partial(_walk, classify(entered[0]))
+        results = _around(equation, entered, own, walk)
+        if results is None:
+            return False
+        own = np.broadcast_to(own, shape)
+        if not all(((r == own) | (r == _NONE)).all() for r in results):
+            return False
+    return True
+
+
+def _entered(equation: Equation, j: int) -> tuple[Program, int] | None:
+    """The program that operand j goes through, and as which of its inputs."""
+    if equation.name in CUSTOM:
+        derivative = pushforward(equation, j) if equation.inputs[j].inexact else None
+        return None if derivative is None else (derivative, len(equation.inputs))
+    own = j - (equation.loop.conditions if equation.loop else 0)
+    return None if equation.body is None or own < 0 else (equation.body, own)
 
 
 def _numbered(found: list, strides: list[int], shape: tuple[int, ...], none: int):
@@ -66,14 +99,15 @@ def _numbered(found: list, strides: list[int], shape: tuple[int, ...], none: int
     return np.where(missing, none, total)
 
 
-def _around(equation: Equation, j: int, numbers: np.ndarray, walk: Callable):
+def _around(
+    equation: Equation,
+    entered: tuple[Program, int],
+    numbers: np.ndarray,
+    walk: Callable,
+):
     """The numbers of all results, or None if they meet others than their own."""
-    body, loop = equation.body, equation.loop or Loop(0, 0, 0)
-    assert body is not None
-    own = j - loop.conditions
+    (body, own), loop = entered, equation.loop or Loop(0, 0, 0)
     first = loop.constants + loop.carry
-    if own < 0:
-        return None
     if equation.loop and own >= first:  # one step of what the loop reads
         if (numbers != numbers[:1]).any():
             return None
@@ -140,34 +174,3 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
         clash = np.where(part == _NONE, result, clash)
         result = np.where(result == _NONE, part, clash)
     return result
-
-
-def _keeps_apart(equation: Equation, j: int, blocks: Blocks) -> bool:
-    """Probes that a custom derivative keeps blocks apart, like its primal.
-
-    vjp(m * r) == m * vjp(r), for a random r and a random number m for each block.
-    """
-    rng = np.random.default_rng(0)
-    m = rng.normal(size=blocks.count)
-
-    def probe(v: Var) -> Array:
-        x = rng.normal(size=v.shape) if v.inexact else np.ones(v.shape)
-        return jnp.asarray(x, v.dtype)
-
-    with jax.ensure_compile_time_eval():
-        operands = [probe(v) for v in equation.inputs]
-
-        def fun(x: Array) -> list[Array]:
-            outputs = equation.fun(*operands[:j], x, *operands[j + 1 :])
-            return [o for o, v in zip(outputs, equation.outputs) if v.inexact]
-
-        try:
-            outputs, vjp = jax.vjp(fun, operands[j])
-        except Exception:  # a derivative that cannot be taken here keeps nothing apart
-            return False
-        places = [b for b, v in zip(blocks.results, equation.outputs) if v.inexact]
-        r = [probe(v) for v in equation.outputs if v.inexact]
-        masked = [jnp.asarray(m[b], x.dtype) * x for b, x in zip(places, r)]
-        (plain,), (found,) = vjp(r), vjp(masked)
-        expected = m[blocks.operand] * np.asarray(plain)
-        return np.allclose(found, expected, rtol=1e-3, atol=1e-6, equal_nan=True)

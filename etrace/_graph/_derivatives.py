@@ -1,13 +1,16 @@
 """Derivatives of operations that JAX, or XLA, has not got right.
 
+Of a function with a derivative of its own, JAX has that by what all elements share, not
+by what it is at each of them.
+
 Of a loop of unknown length JAX knows the derivative forwards only. Its Jacobian is
 found that way, number by number, or all at once where no number meets another: times a
 tangent, it has a transpose.
 
 The derivative of a maximum asks which elements equal it. XLA may compute an element
 once for the maximum and once more for the comparison, and differ in the last digit:
-then none does (seen with JAX 0.10.2 on CPU). Here those count that are equal to a few
-digits less.
+then none does, and 0/0 is NaN (seen with JAX 0.10.2 on CPU). Here the element that the
+search for the largest names counts in any case.
 """
 
 import dataclasses
@@ -23,53 +26,63 @@ from jaxtyping import Array
 
 from ._batched import no_tangent
 from ._bodies import find_body_blocks
-from ._primitives import Primitives
-from ._program import Equation, Program
+from ._custom import is_narrow, widened
+from ._primitives import Primitives, is_by_element
+from ._program import Equation, Program, has_while
 
 
 def with_derivatives(program: Program) -> Program:
     """The program with such operations in their own stead."""
-    equations = tuple(
-        dataclasses.replace(e, fun=_OWN[e.name](e)) if e.name in _OWN else e
-        for e in program.equations
-    )
-    return dataclasses.replace(program, equations=equations)
+    equations: list[Equation] = []
+    for e in program.equations:
+        if e.name in _OWN:
+            equations.append(dataclasses.replace(e, fun=_OWN[e.name](e)))
+        elif is_narrow(e) and is_by_element(e):
+            equations += widened(e)
+        else:
+            equations.append(e)
+    return dataclasses.replace(program, equations=tuple(equations))
 
 
-def _with_transpose(equation: Equation) -> Callable[..., Sequence[Array]]:
-    fun = jax.custom_jvp(equation.fun)
+def _with_transpose(equation: Equation, each: Callable = lambda fun: fun) -> Callable:
+    """`each` may change how a batch is computed."""
+    value = each(equation.fun)
+    fun = jax.custom_jvp(value)
+    slopes = [each(functools.partial(_slopes, equation, j)) for j in _inexact(equation)]
 
     def rule(primals: Sequence[Any], tangents: Sequence[Any]):
         primals = list(map(jnp.asarray, primals))
-        outputs = equation.fun(*primals)
+        outputs = value(*primals)
         result = [no_tangent(o) for o in outputs]
-        for j, t in enumerate(tangents):
-            if not isinstance(t, SymbolicZero):
-                for n, part in _moved(equation, primals, j, t).items():
-                    result[n] = result[n] + part
+        results = [n for n, v in enumerate(equation.outputs) if v.inexact]
+        for j, slope in zip(_inexact(equation), slopes, strict=True):
+            t = tangents[j]
+            if isinstance(t, SymbolicZero):
+                continue
+            alone = _alone(equation, j)
+            for n, s in zip(results, slope(*primals), strict=True):
+                result[n] += s * t if alone else jnp.tensordot(s, t, t.ndim)
         return outputs, result
 
     fun.defjvp(rule, symbolic_zeros=True)
     return fun
 
 
-def _moved(
-    equation: Equation, primals: Sequence[Array], j: int, tangent: Array
-) -> dict[int, Array]:
-    """The Jacobian of each result by operand j, times a tangent."""
-    inexact = [n for n, v in enumerate(equation.outputs) if v.inexact]
+def _inexact(equation: Equation) -> list[int]:
+    return [j for j, v in enumerate(equation.inputs) if v.inexact]
+
+
+def _slopes(equation: Equation, j: int, *primals: Array) -> list[Array]:
+    """The derivative of each inexact result by operand j: a Jacobian, or a slope for
+    each number where none meets another."""
 
     def of_operand(x: Array) -> list[Array]:
         outputs = equation.fun(*primals[:j], x, *primals[j + 1 :])
-        return [outputs[n] for n in inexact]
+        return [o for o, v in zip(outputs, equation.outputs) if v.inexact]
 
     if _alone(equation, j):
-        ones = jnp.ones_like(tangent)
-        _, slopes = jax.jvp(of_operand, (primals[j],), (ones,))
-        return {n: s * tangent for n, s in zip(inexact, slopes)}
-    jacobians = jax.jacfwd(of_operand)(primals[j])
-    product = functools.partial(jnp.tensordot, axes=tangent.ndim)
-    return {n: product(m, tangent) for n, m in zip(inexact, jacobians)}
+        return jax.jvp(of_operand, (primals[j],), (jnp.ones_like(primals[j]),))[1]
+    return jax.jacfwd(of_operand)(primals[j])
 
 
 def _alone(equation: Equation, j: int) -> bool:
@@ -90,24 +103,60 @@ def _alone(equation: Equation, j: int) -> bool:
 
 def _extremum(equation: Equation) -> Callable[..., Sequence[Array]]:
     """As in JAX, elements that are equal share the derivative."""
+    if not equation.inputs[0].inexact:
+        return equation.fun
     fun, axes = jax.custom_jvp(equation.fun), tuple(equation.params["axes"])
+    search = jnp.argmax if equation.name == "reduce_max" else jnp.argmin
 
     def rule(primals: Sequence[Any], tangents: Sequence[Any]):
         (x,), (tangent,) = primals, tangents
         (result,) = equation.fun(x)
         extreme = jnp.expand_dims(result, axes)
-        size = jnp.where(jnp.isfinite(x), jnp.abs(x), 0)
-        close = 8 * jnp.finfo(x.dtype).eps * jnp.max(size, axes, keepdims=True)
-        equal = (jnp.abs(x - extreme) <= close) | (x == extreme)
-        share = equal.astype(x.dtype)
+        # Ties are found by comparing; that there is one at all, by searching. Of NaN
+        # there is none: 0/0, as in JAX.
+        largest = (x == extreme) | (_named(search, x, axes) & ~jnp.isnan(extreme))
+        share = largest.astype(x.dtype)
         total = jnp.sum(share * tangent, axes) / jnp.sum(share, axes)
         return [result], [total]
 
     fun.defjvp(rule)
-    return fun if equation.inputs[0].inexact else equation.fun
+    return fun
+
+
+def _named(search: Callable, x: Array, axes: tuple[int, ...]) -> Array:
+    """Where the element lies that a search over several axes finds."""
+    first = jnp.moveaxis(x, axes, range(len(axes)))
+    rows = first.reshape(-1, *first.shape[len(axes) :])
+    number = jnp.arange(len(rows)).reshape(-1, *(1,) * (rows.ndim - 1))
+    found = number == search(rows, axis=0)[None]
+    return jnp.moveaxis(found.reshape(first.shape), range(len(axes)), axes)
+
+
+def _branches(equation: Equation) -> Callable[..., Sequence[Array]]:
+    """A branch that might not come to an end is run only where it is taken."""
+    endless = any(map(has_while, equation.params["branches"]))
+    return _with_transpose(equation, _one_by_one) if endless else equation.fun
+
+
+def _one_by_one(fun: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
+    """`fun`, which is not computed for a whole batch at once."""
+    alone = jax.custom_batching.custom_vmap(lambda *operands: list(fun(*operands)))
+
+    @alone.def_vmap
+    def rule(size: int, batched: Sequence[bool], *operands: Array):
+        def one(moving: Sequence[Array]) -> list[Array]:
+            own = iter(moving)
+            return alone(*(next(own) if b else x for b, x in zip(batched, operands)))
+
+        moving = [x for b, x in zip(batched, operands) if b]
+        results = jax.lax.map(one, moving)
+        return results, [True for _ in results]
+
+    return alone
 
 
 _OWN: dict[str, Callable[[Equation], Callable[..., Sequence[Array]]]] = {
+    "cond": _branches,
     "reduce_max": _extremum,
     "reduce_min": _extremum,
     "while": _with_transpose,

@@ -284,7 +284,9 @@ def _trace(call: Call, coordinates: Coordinates) -> Program:
     arguments += [x for s in specs[3:] for x in s.leaves]
     n_out = len(jax.eval_shape(flat_step, *arguments))
     first = n_out - len(call.other.leaves) - sizes["hidden"]
-    program = trace_program(flat_step, arguments, range(first, first + sizes["hidden"]))
+    copied = range(first, first + sizes["hidden"])
+    fixed = sizes["params"] + sizes["consts"]
+    program = trace_program(flat_step, arguments, copied, sizes["params"], fixed)
     program = with_derivatives(program)
     given = _arguments(program, call, coordinates)
     return join_chains(program, given["params"], _data(given), program.outputs[first:])

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ._blocks import Blocks, find_blocks
-from ._bodies import find_body_blocks
+from ._bodies import find_body_blocks, is_elementwise
 from ._kinds import Kind
 from ._program import CUSTOM, Edge, Equation, Program, Var
 
@@ -78,7 +78,7 @@ class Primitives:
             indices = equation.inputs[_INDEXED_MOVEMENT[name]]
             if all(self.known(v) is not None for v in indices):
                 return Kind.MOVEMENT
-        if _is_elementwise(equation):
+        if is_by_element(equation):
             return Kind.ELEMENTWISE
         return Kind.MIXING
 
@@ -87,7 +87,7 @@ class Primitives:
         """What a mixing operation keeps apart of one operand."""
         i, j = edge
         equation = self.program.equations[i]
-        if equation.body is not None:
+        if equation.body is not None or equation.name in CUSTOM:
             return find_body_blocks(equation, j, Primitives)
         return find_blocks(equation, j, self.known)
 
@@ -155,7 +155,8 @@ def concrete(value: Any) -> np.ndarray | None:
     return None if isinstance(value, Tracer) or opaque else np.asarray(value)
 
 
-def _is_elementwise(equation: Equation) -> bool:
+def is_by_element(equation: Equation) -> bool:
+    """Whether each element of the results depends on the same of every operand."""
     if not equation.outputs:
         return False
     shape = equation.outputs[0].shape
@@ -164,9 +165,7 @@ def _is_elementwise(equation: Equation) -> bool:
     if not all(broadcasts(v.shape, shape) for v in equation.inputs):
         return False
     if equation.name in CUSTOM:
-        body = equation.body
-        known = body is not None and _is_elementwise_body(body, shape)
-        return known and _is_local(equation)
+        return is_elementwise(equation, Primitives)
     return equation.name in _ELEMENTWISE
 
 
@@ -176,55 +175,3 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return shape == () or (
         same_rank and all(a in (1, b) for a, b in zip(shape, to, strict=True))
     )
-
-
-def _is_elementwise_body(body: Program, shape: tuple[int, ...]) -> bool:
-    """Whether the outputs depend on the inputs element by element."""
-    dependent = set(body.inputs)
-    for equation in body.equations:
-        operands = [v for v in equation.inputs if v in dependent]
-        if not operands:
-            continue
-        scalar_broadcast = equation.name == "broadcast_in_dim" and all(
-            v.shape == () for v in operands
-        )
-        if not scalar_broadcast and not _is_elementwise(equation):
-            return False
-        dependent.update(equation.outputs)
-    return all(v.shape == shape for v in body.outputs)
-
-
-def _is_local(equation: Equation) -> bool:
-    """Probes that a custom derivative is elementwise, like its primal.
-
-    A diagonal Jacobian commutes with any other: vjp(m * r) == m * vjp(r) for random
-    vectors m and r.
-    """
-    rng = np.random.default_rng(0)
-    probe = lambda v: jnp.asarray(  # noqa: E731
-        rng.normal(size=v.shape) if v.inexact else np.ones(v.shape), v.dtype
-    )
-    with jax.ensure_compile_time_eval():
-        values = [probe(v) for v in equation.inputs]
-        differentiable = [j for j, v in enumerate(equation.inputs) if v.inexact]
-
-        def fun(*some):
-            operands = list(values)
-            for j, value in zip(differentiable, some, strict=True):
-                operands[j] = value
-            outputs = equation.fun(*operands)
-            return [o for o, v in zip(outputs, equation.outputs) if v.inexact]
-
-        try:
-            outputs, vjp = jax.vjp(fun, *(values[j] for j in differentiable))
-        except Exception:  # a derivative that cannot be taken here is not local
-            return False
-        r = [jnp.asarray(rng.normal(size=o.shape), o.dtype) for o in outputs]
-        m = [jnp.asarray(rng.normal(size=o.shape), o.dtype) for o in outputs]
-        masked = vjp([mi * ri for mi, ri in zip(m, r)])
-        plain = vjp(r)
-        return not outputs or all(
-            np.allclose(a, m[0] * b, rtol=1e-3, atol=1e-6, equal_nan=True)
-            for a, b in zip(masked, plain)
-            if a.shape == m[0].shape
-        )

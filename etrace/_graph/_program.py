@@ -7,6 +7,7 @@ callable of its own.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ MAX_UNROLLED_SCAN = 32
 
 # Functions with a derivative of their own.
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+
+# Operations that are linear in what a weight is multiplied with.
+LINEAR_IN_DATA = ("dot_general", "conv_general_dilated")
 
 _CALL_PRIMITIVES = frozenset(
     {
@@ -130,15 +134,20 @@ Edge = tuple[int, int]
 
 
 def trace_program(
-    fun: Callable, arguments: Sequence[Any], copied: range = range(0)
+    fun: Callable,
+    arguments: Sequence[Any],
+    copied: range = range(0),
+    params: int = 0,
+    fixed: int = 0,
 ) -> Program:
     """Traces `fun(*arguments)`, from flat arrays (or shape structs) to flat arrays.
 
     The outputs numbered `copied` get a value of their own, which is no other output,
-    input or intermediate.
+    input or intermediate. The first `params` arguments are parameters, the first
+    `fixed` are the same at every step; the others are data.
     """
     builder = _Builder()
-    program = builder.program(jax.make_jaxpr(fun)(*arguments))
+    program = builder.program(jax.make_jaxpr(fun)(*arguments), params, fixed)
     outputs = list(program.outputs)
     for j in copied:
         outputs[j] = builder.append("copy", lambda x: x, [outputs[j]], "the new state")
@@ -153,9 +162,14 @@ class _Builder:
     def __init__(self):
         self.equations: list[Equation] = []
         self.constants: dict[Var, Any] = {}
+        self.weights: set[Var] = set()  # what depends on parameters
+        self.data: set[Var] = set()  # what depends on data
+        self.taken: Var | None = None  # whether the branch that is inlined is taken
 
-    def program(self, closed) -> Program:
+    def program(self, closed, params: int = 0, fixed: int = 0) -> Program:
         inputs = tuple(_var(v.aval) for v in closed.jaxpr.invars)
+        self.weights.update(inputs[:params])
+        self.data.update(inputs[fixed:])
         outputs = self.inline(closed, inputs)
         return Program(inputs, tuple(outputs), tuple(self.equations), self.constants)
 
@@ -186,6 +200,14 @@ class _Builder:
         self.constants[var] = value
         return var
 
+    def _as_arrays(self, read: Sequence[Var]) -> None:
+        """A derivative of the user's own expects JAX's arrays, in constants too."""
+        for v in read:
+            value = self.constants.get(v)
+            if value is not None and not isinstance(value, jax.Array):
+                with jax.ensure_compile_time_eval():
+                    self.constants[v] = jax.device_put(np.asarray(value, v.dtype))
+
     def _equation(self, jaxpr, eqn, read: list[Var]) -> Sequence[Var]:
         name = eqn.primitive.name
         if name == "optimization_barrier":
@@ -197,27 +219,41 @@ class _Builder:
             if is_of_jax(inner):
                 return self._inline_at(line_of(eqn), inner, read)
             return self.inline(inner, read)
-        if name == "cond" and not any(map(_acts, eqn.params["branches"])):
+        if name == "cond" and not _is_opaque(eqn):
             return self._select(eqn, read)
         if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
             return self._unroll(eqn, read)
+        if name in CUSTOM:
+            self._as_arrays(read)
+        source, guarded = line_of(eqn), self._meets(read)
+        if guarded:
+            fill = float(name not in LINEAR_IN_DATA)
+            read = [self._safe(v, fill, source) for v in read]
         inner, loop = _body(eqn, read)
         body = None if inner is None or _acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
-        self.equations.append(
+        self._add(
             Equation(
                 name,
                 _callable(jaxpr, eqn),
                 tuple(read),
                 outputs,
                 eqn.params,
-                line_of(eqn),
+                source,
                 body,
                 loop,
-                bool(eqn.effects),
+                any(map(_is_effect, eqn.effects)),
             )
         )
-        return outputs
+        if not guarded:
+            return outputs
+        return [self._guarded(v, self.taken, source) for v in outputs]
+
+    def _add(self, equation: Equation) -> None:
+        self.equations.append(equation)
+        for kind in (self.weights, self.data):
+            if not kind.isdisjoint(equation.inputs):
+                kind.update(equation.outputs)
 
     def _inline_at(self, source: str, closed, arguments: Sequence[Var]) -> list[Var]:
         """`inline`, with one line for all equations."""
@@ -237,14 +273,30 @@ class _Builder:
         equation = Equation(
             name, lambda *args: [fun(*args)], tuple(inputs), (output,), {}, source
         )
-        self.equations.append(equation)
+        self._add(equation)
         return output
 
     def _select(self, eqn, read: list[Var]) -> list[Var]:
-        """`cond` as a select: every branch is evaluated."""
+        """`cond` as a select: every branch is evaluated.
+
+        A derivative that does not exist in a branch that is not taken (of a root of a
+        negative number) must not count. JAX, which does the same with a batch, stops
+        gradients where operands enter such a branch. So do we for data, and for weights
+        where they meet data: a weight has its traces there, and no gate before it.
+        """
         index, *operands = read
-        source = line_of(eqn)
-        branches = [self.inline(branch, operands) for branch in eqn.params["branches"]]
+        source, outer = line_of(eqn), self.taken
+        branches = []
+        for b, branch in enumerate(eqn.params["branches"]):
+            taken = self._is_taken(index, b, len(eqn.params["branches"]), source)
+            everything = index not in self.data
+            entering = [
+                self._guarded(v, taken, source) if everything or v in self.data else v
+                for v in operands
+            ]
+            self.taken = outer if everything else taken
+            branches.append(self.inline(branch, entering))
+            self.taken = outer
         last = len(branches) - 1
 
         def select(which, *cases):
@@ -257,6 +309,39 @@ class _Builder:
             self.append("select_n", select, [index, *cases], source)
             for cases in zip(*branches, strict=True)
         ]
+
+    def _is_taken(self, index: Var, branch: int, number: int, source: str) -> Var:
+        """Whether a branch is taken, and those that it lies in."""
+
+        def is_taken(which, *outer):
+            which = jnp.clip(jnp.asarray(which, jnp.int32), 0, number - 1)
+            return jnp.all(jnp.stack([which == branch, *outer]))
+
+        outer = [] if self.taken is None else [self.taken]
+        return self.append("and", is_taken, [index, *outer], source)
+
+    def _meets(self, read: Sequence[Var]) -> bool:
+        """Whether weights meet data within a branch."""
+        return (
+            self.taken is not None
+            and any(v.inexact and v in self.weights - self.data for v in read)
+            and not self.data.isdisjoint(read)
+        )
+
+    def _guarded(self, v: Var, taken: Var | None, source: str) -> Var:
+        """A value whose gradient is zero where the branch is not taken, whatever is
+        multiplied with zero."""
+        if not v.inexact or taken is None:
+            return v
+        guard = lambda t, x: jnp.where(t, x, lax.stop_gradient(x))  # noqa: E731
+        return self.append("select_n", guard, [taken, v], source)
+
+    def _safe(self, v: Var, fill: float, source: str) -> Var:
+        """Data that a weight meets, finite where the branch is not taken."""
+        if not v.inexact or v not in self.data:
+            return v
+        safe = lambda t, x: jnp.where(t, x, jnp.full_like(x, fill))  # noqa: E731
+        return self.append("select_n", safe, [self.taken, v], source)
 
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""
@@ -283,15 +368,47 @@ def _var(aval: Any) -> Var:
     return Var(tuple(aval.shape), aval.dtype)
 
 
+def _is_effect(effect: Any) -> bool:
+    """Whether something happens; to name an axis of a batch is not that."""
+    return type(effect).__name__ != "NamedAxisEffect"
+
+
 def _acts(closed) -> bool:
     """Whether a jaxpr does more than compute, such as printing or raising."""
     for eqn in closed.jaxpr.eqns:
-        if eqn.effects or "callback" in eqn.primitive.name:
+        acts = any(map(_is_effect, eqn.effects))
+        if acts or "callback" in eqn.primitive.name:
             return True
-        inner = [x for x in eqn.params.values() if hasattr(x, "jaxpr")]
-        if any(map(_acts, inner)):
+        if any(map(_acts, inner_jaxprs(eqn.params.values()))):
             return True
     return False
+
+
+def has_while(closed) -> bool:
+    """Whether there is a loop of unknown length in a jaxpr."""
+    return any(
+        eqn.primitive.name == "while"
+        or any(has_while(x) for x in inner_jaxprs(eqn.params.values()))
+        for eqn in closed.jaxpr.eqns
+    )
+
+
+def inner_jaxprs(params: Iterable[Any]) -> list[Any]:
+    found = []
+    for x in params:
+        if hasattr(x, "eqns") and not hasattr(x, "consts"):  # open, on older JAX
+            x = jex.core.ClosedJaxpr(x, [])
+        if hasattr(x, "jaxpr"):
+            found.append(x)
+        elif isinstance(x, tuple | list):
+            found += inner_jaxprs(x)
+    return found
+
+
+def _is_opaque(eqn) -> bool:
+    """Whether a `cond` has branches that must not be run if they are not taken: they do
+    more than compute, or might not come to an end."""
+    return any(_acts(b) or has_while(b) for b in eqn.params["branches"])
 
 
 def _body(eqn, read: list[Var]) -> tuple[Any, Loop | None]:
@@ -333,8 +450,7 @@ def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
     Going through a one-equation jaxpr leaves the binding of parameters, which
     changes between releases, to JAX.
     """
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    operands = list(jax.make_jaxpr(lambda *xs: xs)(*shapes).jaxpr.invars)
+    operands = _operands(tuple((v.aval.shape, v.aval.dtype) for v in eqn.invars))
     single = jaxpr.replace(
         constvars=[],
         invars=operands,
@@ -342,3 +458,10 @@ def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
         eqns=[eqn.replace(invars=operands)],
     )
     return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
+
+
+@functools.lru_cache(maxsize=4096)
+def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
+    """Variables of a jaxpr, of some shapes and dtypes."""
+    structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
+    return list(jax.make_jaxpr(lambda *xs: xs)(*structs).jaxpr.invars)
