@@ -45,6 +45,8 @@ def find_blocks(equation: Equation, j: int, known: Callable) -> Blocks | None:
     """
     if equation.name == "scatter-add" and j == 2:
         return _summands(equation, known)
+    if equation.name in _WINDOWS:
+        return _windows(equation)
     axes, shape = _carried(equation, j), equation.inputs[j].shape
     sizes = [shape[a] for a, _ in axes]
     if math.prod(sizes) == 1 and len(axes) < max(len(shape), 1):
@@ -99,6 +101,57 @@ def _summands(equation: Equation, known: Callable) -> Blocks | None:
 _DIGIT = 2**12
 
 
+_WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+
+
+def _windows(equation: Equation) -> Blocks | None:
+    """Of windows that do not overlap, such as those of pooling: each is one block.
+
+    Along an axis where they do, nothing stays apart.
+    """
+    (operand,), (out,) = equation.inputs, equation.outputs
+    params = equation.params
+    along = zip(
+        operand.shape,
+        out.shape,
+        *(params[name] for name in ("window_dimensions", "window_strides", "padding")),
+        *(params[name] for name in ("base_dilation", "window_dilation")),
+        strict=True,
+    )
+    found = [_windows_along(*axis) for axis in along]
+    count = math.prod(n for n, _, _ in found)
+    if count == 1:
+        return None
+    own, results = np.zeros(operand.shape, LABEL), np.zeros(out.shape, LABEL)
+    read = np.ones(operand.shape, bool)
+    for d, (n, of_operand, of_result) in enumerate(found):
+        side = [-1 if e == d else 1 for e in range(len(found))]
+        own = own * n + of_operand.reshape(side)
+        read &= of_operand.reshape(side) >= 0
+        results = results * n + of_result.reshape(side)
+    # What lies in no window is counted to a block of its own.
+    return Blocks(count + 1, np.where(read, own, count).astype(LABEL), (results,))
+
+
+def _windows_along(
+    size: int,
+    windows: int,
+    width: int,
+    stride: int,
+    padding: tuple[int, int],
+    base: int,
+    dilation: int,
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Along one axis: the number of blocks, and that of each element and each window;
+    -1 for elements in no window."""
+    if max(base, dilation) > 1 and (width > 1 or base > 1) or width > stride:
+        return 1, np.zeros(size, LABEL), np.zeros(windows, LABEL)
+    window, place = np.divmod(np.arange(size) + padding[0], stride)
+    inside = (place < width) & (window >= 0) & (window < windows)
+    own = np.where(inside, window, -1).astype(LABEL)
+    return windows, own, np.arange(windows, dtype=LABEL)
+
+
 def _carried(equation: Equation, j: int) -> Axes:
     """Axes of operand j along which nothing is mixed."""
     find = _AXES.get(equation.name)
@@ -126,15 +179,6 @@ def _dot_general(equation: Equation, j: int) -> Axes:
     first = len(batch[0]) + (len(free[0]) if j else 0)
     own = [(d, first + n) for n, d in enumerate(free[j])]
     return [*((d, n) for n, d in enumerate(batch[j])), *own]
-
-
-def _window(equation: Equation, j: int) -> Axes:
-    params = equation.params
-    moves = zip(
-        params["window_dimensions"], params["window_strides"], params["padding"]
-    )
-    still = [d for d, move in enumerate(moves) if move == (1, 1, (0, 0))]
-    return [(d, d) for d in still]
 
 
 def _leading(matrix: int) -> Callable[[Equation, int], Axes]:
@@ -200,9 +244,6 @@ _AXES: dict[str, Callable[[Equation, int], Axes]] = {
     **dict.fromkeys(
         ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
         lambda e, j: _along(e, [e.params["axis"]]),
-    ),
-    **dict.fromkeys(
-        ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window
     ),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"),
