@@ -111,9 +111,9 @@ class _Walk:
         """Where labels differ, the one that flows into the state."""
         result = functools.reduce(_first, parts)
         for label in parts:
-            for backward in self.positions.backward:
-                if var in backward:
-                    flows = (label >= 0) & (backward[var] == label)
+            for flow in self.positions.flow:
+                if var in flow:
+                    flows = (label >= 0) & (flow[var] == label)
                     result = np.where(flows, label, result)
         return result
 

@@ -77,7 +77,11 @@ def _partings(
             edges.setdefault(v, []).append((i, j))
     result = {}
     for v, readers in edges.items():
-        flow = [b for b in positions.backward if v in b and (b[v] == MIXED).any()]
+        flow = [
+            (labels, own)
+            for labels, own in zip(positions.flow, positions.own)
+            if v in labels and (labels[v] == MIXED).any()
+        ]
         after = {edge: _after(primitives, flow, edge) for edge in readers if flow}
         ways = {edge: found for edge, found in after.items() if found is not None}
         if flow and len(ways) == len(readers):
@@ -85,13 +89,20 @@ def _partings(
     return result
 
 
-def _after(primitives: Primitives, flow: Sequence[Labels], edge: Edge) -> _After | None:
+def _after(
+    primitives: Primitives,
+    flow: Sequence[tuple[Labels, Mapping[Edge, np.ndarray]]],
+    edge: Edge,
+) -> _After | None:
     """None if an element goes to several positions from there."""
     i, _ = edge
     equation, v = primitives.program.equations[i], primitives.program.operand(edge)
     elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
     nowhere = np.full(v.shape, UNSET, LABEL)
-    pulled = [pull(primitives, labels, edge) for labels in flow]
+    pulled = [
+        pull(primitives, labels, edge, own=lambda e, _, own=own: own.get(e))
+        for labels, own in flow
+    ]
     labels = [nowhere if p is None else p for p in pulled]
     if not any((label == MIXED).any() for label in labels):
         return _After(elements, labels, spread=False)
@@ -99,7 +110,7 @@ def _after(primitives: Primitives, flow: Sequence[Labels], edge: Edge) -> _After
     if spread is None:
         return None
     (out,) = equation.outputs
-    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f in flow]
+    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f, _ in flow]
     several = any((label == MIXED).any() for label in labels)
     return None if several else _After(spread, labels, spread=True)
 

@@ -65,7 +65,7 @@ class Meetings:
         self.new = new
         self.reach = positions.backward
         self.local = mixing_tails == "local"
-        self.flow = self._local_flow if self.local else self.reach
+        self.flow = self._local_flow if self.local else positions.flow
         self.sites: list[Site] = []
         self.found: list[tuple[int, int, np.ndarray]] = []  # site, group, positions
         self.occurrences: list[Occurrence] = []

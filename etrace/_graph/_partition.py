@@ -65,20 +65,31 @@ class Partition:
         return tuple(result)
 
     def mergeable(self, a: np.ndarray, b: np.ndarray):
-        """A part of the pairs (a, b) that joins two groups one to one, or None."""
-        owner = np.full(1 + max(p.max(initial=0) for p in self.position), UNSET)
-        for g, own in zip(self.group, self.position):
-            owner[own] = g
-        apart = owner[a] != owner[b]
+        """A part of the pairs (a, b) that can be joined one to one, or None.
+
+        A position holds one element of a leaf at most. So two can become one if they
+        have no leaf in common, be it in two groups or in one: of a delay line with a
+        delay for each neuron, a neuron meets another place.
+        """
+        leaves = self._leaves()
+        apart = ~(leaves[a] & leaves[b]).any(axis=1) & (a != b)
         if not apart.any():
             return None
         pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
-        between = owner[pairs]
-        for ga, gb in np.unique(between, axis=1).T:
-            here = pairs[:, (between == [[ga], [gb]]).all(axis=0)]
+        kinds = np.unique(leaves, axis=0, return_inverse=True)[1].reshape(-1)[pairs]
+        for kind in np.unique(kinds, axis=1).T:
+            here = pairs[:, (kinds == kind[:, None]).all(axis=0)]
             if all(len(np.unique(p)) == p.size for p in here):
                 return here
         return None
+
+    def _leaves(self) -> np.ndarray:
+        """Which leaves each position has an element of, [positions, leaves]."""
+        size = 1 + max(p.max(initial=0) for p in self.position)
+        result = np.zeros((size, len(self.position)), bool)
+        for leaf, own in enumerate(self.position):
+            result[own, leaf] = True
+        return result
 
     def merge(self, a: np.ndarray, b: np.ndarray) -> None:
         """Renames positions `b` to `a` and joins their groups."""

@@ -9,7 +9,7 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Positions:
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
     inner: frozenset[Edge]  # of mixing operations, where positions are not mixed
+    own: tuple[dict[Edge, np.ndarray], ...]  # per group: where it enters its recurrence
+    flow: tuple[Labels, ...]  # as `backward`, but for what enters the own recurrence
     moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
 
     def flows_into(self, group: int, values: Iterable[Var]) -> bool:
@@ -61,20 +63,56 @@ def find_positions(
         partition.merge(*pairs)
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
+    flows = [_flow(primitives, walk, g, new) for g in range(len(groups))]
+    own, flow = (tuple(x) for x in zip(*flows)) if flows else ((), ())
     inner = frozenset(walk.inner)
-    return Positions(groups, walk.labels, backward, walk.cuts, inner, moved)
+    return Positions(groups, walk.labels, backward, walk.cuts, inner, own, flow, moved)
+
+
+def _flow(
+    primitives: Primitives, walk: "_ForwardWalk", group: int, new: Sequence[Var]
+) -> tuple[dict[Edge, np.ndarray], Labels]:
+    """Where a group enters its own recurrence, and what flows into it otherwise.
+
+    The first are the elements that belong to a position and are read by a mixing
+    operation that leads back there. Gradients stop: those of the old state, and those
+    of a weight that acted on the value before, such as a threshold in
+    `U @ spike(v - threshold)`. Both keep the ways that are local.
+    """
+    g, own = walk.groups[group], {}
+
+    def stopped(edge: Edge, outputs: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        label = walk.labels.get(primitives.program.operand(edge))
+        if label is None or edge in walk.inner:
+            return None
+        back = np.zeros(g.size + 1, bool)
+        for o in outputs:
+            if o is not None:
+                back[o[o >= 0] - g.offset] = True
+        here = (label >= g.offset) & (label < g.offset + g.size)
+        own[edge] = here & back[np.where(here, label - g.offset, g.size)]
+        return own[edge]
+
+    flow = propagate_backwards(primitives, g.labels(new), own=stopped)
+    return {edge: x for edge, x in own.items() if x.any()}, flow
 
 
 # --------------------------------------------------------------------------- backwards
 
 
 def propagate_backwards(
-    primitives: Primitives, seeds: Labels, *, through_mixing: int = BLOCKED
+    primitives: Primitives,
+    seeds: Labels,
+    *,
+    through_mixing: int = BLOCKED,
+    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
 ) -> Labels:
     """The position into which each element of each value flows.
 
     An element that reaches the seeds through a mixing operation gets
     `through_mixing`: BLOCKED, or UNSET to look at the position-local paths alone.
+    `own` may name elements, by edge and the labels of the results, where it is UNSET in
+    any case.
     """
     labels: Labels = {}
     for var, label in seeds.items():
@@ -83,14 +121,18 @@ def propagate_backwards(
     for i in reversed(range(len(equations))):
         if any(v in labels for v in equations[i].outputs):
             for j, v in enumerate(equations[i].inputs):
-                label = pull(primitives, labels, (i, j), through_mixing)
+                label = pull(primitives, labels, (i, j), through_mixing, own)
                 if label is not None:
                     _join(labels, v, label)
     return labels
 
 
 def pull(
-    primitives: Primitives, labels: Labels, edge: Edge, through_mixing: int = BLOCKED
+    primitives: Primitives,
+    labels: Labels,
+    edge: Edge,
+    through_mixing: int = BLOCKED,
+    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
 ) -> np.ndarray | None:
     """Labels of one operand, from those of its equation's outputs."""
     i, j = edge
@@ -102,7 +144,11 @@ def pull(
     if kind is Kind.MIXING:
         if all(o is None or (o == UNSET).all() for o in outputs):
             return None
-        return _pull_mixed(primitives, edge, outputs, through_mixing)
+        label = _pull_mixed(primitives, edge, outputs, through_mixing)
+        stops = own(edge, outputs)
+        if stops is None:
+            return label
+        return np.where(stops & (label == BLOCKED), UNSET, label)
     if kind is Kind.ELEMENTWISE:
         found = [o for o in outputs if o is not None]
         if operand.shape == equation.outputs[0].shape:
@@ -198,6 +244,19 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 # ---------------------------------------------------------------------------- forwards
 
 
+def _clashing(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The pairs of different positions that meet; None if there are none."""
+    apart = [(x >= 0) & (y >= 0) & (x != y) for x, y in zip(a, b, strict=True)]
+    if not any(d.any() for d in apart):
+        return None
+    first, second = (
+        np.concatenate([x[d] for x, d in zip(labels, apart)]) for labels in (a, b)
+    )
+    return first, second
+
+
 class _ForwardWalk:
     """Carries the labels of the old state forwards, deciding conflicts on the way."""
 
@@ -246,29 +305,30 @@ class _ForwardWalk:
             self.labels[var] = label
 
     def _mixing(self, partition: Partition, i: int, operands):
-        """A mixing operation, of which operands may be mixed within positions only."""
-        found: Sequence = [None] * len(self.primitives.program.equations[i].outputs)
+        """A mixing operation, of which operands may be mixed within positions only.
+
+        What it reads of several states meets there, as in an elementwise operation: a
+        voltage and the ring buffer that it is written to.
+        """
+        outputs = self.primitives.program.equations[i].outputs
+        found: list = [np.full(v.shape, UNSET, LABEL) for v in outputs]
         for j, label in enumerate(operands):
-            if label is None:
-                continue
-            blocks = self.primitives.blocks((i, j))
-            if blocks is None:
+            blocks = None if label is None else self.primitives.blocks((i, j))
+            if label is None or blocks is None:
                 continue
             own = in_blocks(label, blocks)
             first = blocks.to_operand(first_labels(label, blocks))
-            other = (label >= 0) & (label != first)
-            if other.any():
-                pairs = partition.mergeable(first[other], label[other])
+            results = blocks.to_results(own)
+            pairs = _clashing([first, *found], [label, *results])
+            if pairs is not None:
+                pairs = partition.mergeable(*pairs)
                 if pairs is not None:
                     return pairs
-            results = blocks.to_results(own)
-            agree = (o is None or (o == r).all() for o, r in zip(found, results))
-            if (own != MIXED).all() and all(agree):
-                found = results
+            elif (own != MIXED).all():
+                found = [np.where(o >= 0, o, r) for o, r in zip(found, results)]
                 self.inner.add((i, j))
-        for v, label in zip(self.primitives.program.equations[i].outputs, found):
-            if label is not None:
-                self._set(v, label)
+        for v, label in zip(outputs, found):
+            self._set(v, label)
         return None
 
     def _elementwise(self, partition: Partition, i: int, operands):

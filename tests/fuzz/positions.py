@@ -110,6 +110,8 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
     }
     walk = _Walk(nodes, partition, flows)
     cuts = walk.cuts
+    # Where it enters its own recurrence, a group is left for weights too.
+    flows = _Flows(nodes, partition, walk)
     closed = tuple(
         {
             (n, j): (label != NONE) & (_group_of(label, partition) == g) & back
@@ -239,8 +241,13 @@ class _Flows:
     """For each element of each value, the positions it flows into locally `[size, R]`,
     and the groups it reaches through mixing `[size, G]`."""
 
-    def __init__(self, nodes: Nodes, partition: Partition) -> None:
-        self.nodes, self.partition = nodes, partition
+    def __init__(
+        self,
+        nodes: Nodes,
+        partition: Partition,
+        walk: "_Walk | None" = None,
+    ) -> None:
+        self.nodes, self.partition, self.walk = nodes, partition, walk
         self.local: dict[Value, np.ndarray] = {}
         self.mixed: dict[Value, np.ndarray] = {}
         self.leading: dict[tuple[Node, int], np.ndarray] = {}
@@ -294,7 +301,18 @@ class _Flows:
         local = local & (one @ self.of_position.T)
         if v.inexact and one[apart.operand].any():
             self.leading[n, j] = one[apart.operand].T.reshape(-1, *v.shape)
-        return local[apart.operand], mixed[apart.operand]
+        return local[apart.operand], mixed[apart.operand] & ~self._own(n, j)
+
+    def _own(self, n: Node, j: int) -> np.ndarray:
+        """The elements of an operand at a position that the node leads back to, by
+        group `[size, G]`."""
+        v = n.inputs[j]
+        result = np.zeros((v.size, len(self.partition.groups)), bool)
+        if self.walk is None or v not in self.walk.labels or (n, j) in self.walk.inner:
+            return result
+        label = self.walk.labels[v].reshape(-1)
+        back = (label != NONE) & self.local[n.output].any(0)[label]
+        return back[:, None] & self.of_position[label]
 
     def groups(self, v: Value) -> np.ndarray:
         """The groups that a value reaches in any way."""
@@ -371,6 +389,7 @@ class _Walk:
             else:
                 found = self._met(n, parts)
             labels[n.output] = found.reshape(n.output.shape)
+        self.labels = labels
 
     def _mixed(self, n: Node, parts: Sequence[np.ndarray]) -> np.ndarray:
         found = None
