@@ -146,6 +146,23 @@ def _check_targets(mask: Array, targets: PyTree) -> None:
             )
 
 
+def graph_for(
+    algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
+) -> Graph:
+    """The graph of the sequence's steps: that of a state that is given, which is
+    checked. (It is not looked for again, since inside `jax.jit` less of the model is
+    known.)"""
+    if state is None:
+        return algorithm._graph(sequence.steps)[0]
+    if not (isinstance(state, tuple | list) and len(state) == 3):
+        raise TypeError(
+            f"state is {kind_of(state)}; expected the triple (hidden, other, "
+            "trace) of init(...) or of the last call, or None for a fresh state."
+        )
+    algorithm.check(*state, *sequence.steps)
+    return state[2].graph
+
+
 def check_loss(
     sequence: Sequence,
     loss_fn: Callable[..., Any],

@@ -5,113 +5,29 @@ end if `window` does not divide its length, and calls `update` once a window. Wh
 kept does not grow with the number of windows.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import (
     Sequence,
-    check_loss,
     check_optimiser,
     check_sequence,
     check_window,
+    graph_for,
 )
 from ._data import MultiStepData
+from ._descent import descended, with_gradient
 from ._graph import Graph
-from ._model import kind_of
-from ._modulation import Modulation
+from ._loss import Loss, LossFn, Reduction
 from ._placement import is_spread
 from ._start import Start, State, with_trace
 from ._trace import Trace
-
-LossFn = Callable[[PyTree, PyTree], Any]
-Reduction = Literal["mean", "sum"]
-
-
-class Loss(eqx.Module):
-    """What to do with a sequence; static, so that it is compiled once."""
-
-    loss_fn: LossFn = eqx.field(static=True)
-    window: int = eqx.field(static=True)
-    reduction: Reduction = eqx.field(static=True)
-    has_aux: bool = eqx.field(static=True)
-    carry: bool = eqx.field(static=True)
-
-    def prepare(self, algorithm, state, inputs, targets, mask, modulator):
-        """Checks the arguments; returns the sequence and the graph of its steps."""
-        sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
-        graph = graph_for(algorithm, state, sequence)
-        check_loss(sequence, self.loss_fn, self.has_aux, graph)
-        return sequence, graph
-
-    def summed(self, algorithm, state, sequence: Sequence, window: int):
-        """(value, aux, gradients, state) of a sequence, window by window."""
-
-        def step(carry, part):
-            grads, state = carry
-            value, aux, more, state = self.gradient(algorithm, state, part)
-            return (jax.tree.map(jnp.add, grads, more), state), (value, aux)
-
-        params = eqx.filter(algorithm.model, eqx.is_inexact_array)
-        carry = (jax.tree.map(jnp.zeros_like, params), state)
-        (grads, state), results = over_windows(step, carry, sequence, window)
-        values, aux = zip(*results, strict=True)
-        return sum(map(jnp.sum, values)), _along_time(aux), grads, state
-
-    def gradient(self, algorithm, state, part: Sequence):
-        """(value, aux, gradients, state) of one window; the value is a sum."""
-        block = algorithm._block(part.length, part.batch or 1)
-        if block < part.length:
-            return self.summed(algorithm, with_trace(algorithm, state), part, block)
-        params = eqx.filter(algorithm.model, eqx.is_inexact_array)
-
-        def loss(outputs):
-            losses, aux = self.losses(outputs, part)
-            return jnp.sum(losses), aux
-
-        inputs = part.steps
-        if part.modulator is not None:
-            inputs = (*inputs, Modulation(MultiStepData(part.modulator)))
-        own = ("_true_update_fun", "_update", "_update_fwd", "_update_bwd")
-        if algorithm.keeps(ETraceVjpAlgorithm, *own):
-            return algorithm._loss_and_gradients(params, inputs, state, loss)
-
-        def updated(params):
-            outputs, *new = algorithm._true_update_fun(params, inputs, *state)
-            value, aux = loss(outputs)
-            return value, (aux, tuple(new))
-
-        grad = jax.value_and_grad(updated, has_aux=True)
-        (value, (aux, state)), gradients = grad(params)
-        return value, aux, gradients, state
-
-    def losses(self, outputs: PyTree, part: Sequence):
-        """The losses of all steps, weighted by the mask."""
-        loss_fn = jax.vmap(self.loss_fn)
-        if part.mask is not None and part.mask.ndim == 2:
-            loss_fn = jax.vmap(loss_fn)
-        result = loss_fn(outputs, part.targets)
-        losses, aux = result if self.has_aux else (result, None)
-        if part.mask is not None:
-            losses = losses * part.mask.astype(losses.dtype)
-        return losses, aux
-
-    def scale(self, sums: PyTree, part: Sequence) -> PyTree:
-        """Divides sums over the steps of `part`, if the reduction is the mean."""
-        if self.reduction == "sum":
-            return sums
-        if part.mask is None:
-            return jax.tree.map(lambda x: x / part.length, sums)
-        total = jnp.sum(part.mask)
-        # With nothing to learn from, the sums are zero: keep them.
-        total = jnp.where(total == 0, jnp.ones_like(total), total)
-        return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
+from ._windows import along_time, over_windows
 
 
 def value_and_grad(
@@ -149,7 +65,9 @@ def value_and_grad(
     - `modulator`: time-major, only for [`etrace.ThreeFactor`][].
 
     It returns `(value, grads, state)`, without `state` if `carry=False`; `grads` is a
-    pytree like the inexact arrays of `algorithm.model`. With `has_aux=True`, `value` is
+    pytree like the inexact arrays of `algorithm.model`. As of `jax.grad`, it is the
+    conjugate of it that points uphill in complex parameters and that optax expects;
+    [`etrace.learn`][] takes it. With `has_aux=True`, `value` is
     `(value, aux)`, aux stacked along time. It may be called inside `jax.jit`, and
     compiles itself when it is not.
 
@@ -204,7 +122,12 @@ def learn(
     - `loss_fn`, `window`, `reduction`, `has_aux`: as for `etrace.value_and_grad`; the
         reduction is over the steps of one window. With a mask, `"mean"` makes every
         window count alike, however little of the mask is in it; `"sum"` does not.
-    - `optimiser`: an `optax.GradientTransformation`.
+    - `optimiser`: an `optax.GradientTransformation`. If it takes extra arguments
+        (`optax.contrib.reduce_on_plateau`, line searches), it is given `value`, the
+        loss of the window, `grad`, its gradient, and `value_fn`, the loss as a function
+        of the parameters. In the latter the state before the window is held, and what
+        the rule's gradient has beyond it is linear. There is none for complex
+        parameters.
 
     **Returns:**
 
@@ -218,6 +141,9 @@ def learn(
 
     The traces are those of the parameters as they were: they are not recomputed when a
     parameter changes, as usual in online learning.
+
+    **Raises:** ValueError or TypeError, before anything is computed, as
+    `etrace.value_and_grad` does, and if the optimiser needs other arguments.
     """
     check_window(window, reduction)
     check_optimiser(optimiser)
@@ -252,12 +178,14 @@ def _learn(kept, state):
     state = _packed(algorithm, state, sequence, loss.window)
 
     def step(carry, part):
-        params, optimiser_state, state = carry
+        params, optimiser_state, before = carry
         now = algorithm.with_model(eqx.combine(params, rest))
-        value, aux, grads, state = loss.gradient(now, state, part)
+        value, aux, grads, state = loss.gradient(now, before, part)
         value, grads = loss.scale((value, grads), part)
-        updates, optimiser_state = optimiser.update(grads, optimiser_state, params)
-        params = eqx.apply_updates(params, updates)
+        value_fn = with_gradient(loss.value_fn(now, before, part), params, grads)
+        params, optimiser_state = descended(
+            optimiser, optimiser_state, params, value, grads, value_fn
+        )
         return (params, optimiser_state, state), (value, aux)
 
     (params, optimiser_state, state), results = over_windows(
@@ -266,7 +194,7 @@ def _learn(kept, state):
     algorithm = algorithm.with_model(eqx.combine(params, rest))
     values, aux = zip(*results, strict=True)
     losses = jnp.concatenate(values)
-    losses = (losses, _along_time(aux)) if loss.has_aux else losses
+    losses = (losses, along_time(aux)) if loss.has_aux else losses
     return algorithm, optimiser_state, _unpacked(algorithm, state), losses
 
 
@@ -304,24 +232,7 @@ def _evolve(kept, state):
         return tuple(state), outputs
 
     state, results = over_windows(step, state, sequence, window)
-    return state, _along_time(results)
-
-
-def graph_for(
-    algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
-) -> Graph:
-    """The graph of the sequence's steps: that of a state that is given, which is
-    checked. (It is not looked for again, since inside `jax.jit` less of the model is
-    known.)"""
-    if state is None:
-        return algorithm._graph(sequence.steps)[0]
-    if not (isinstance(state, tuple | list) and len(state) == 3):
-        raise TypeError(
-            f"state is {kind_of(state)}; expected the triple (hidden, other, "
-            "trace) of init(...) or of the last call, or None for a fresh state."
-        )
-    algorithm.check(*state, *sequence.steps)
-    return state[2].graph
+    return state, along_time(results)
 
 
 def starting(
@@ -365,35 +276,3 @@ def _stored(change: Callable[[PyTree], PyTree], state: State) -> State:
     """The state, with what its trace stores changed."""
     hidden, other, trace = state
     return hidden, other, Trace(change(trace.data), trace.graph)
-
-
-def over_windows(step: Callable, carry: PyTree, sequence: Sequence, window: int):
-    """Scans `step(carry, part) -> (carry, result)` over the windows of a sequence.
-
-    Returns the carry and a list of stacked results: of the full windows, then of the
-    ragged one.
-    """
-    whole, rest = divmod(sequence.length, window)
-    results = []
-    if whole == 1:
-        carry, result = step(carry, sequence.part(0, window))
-        results.append(jax.tree.map(lambda x: x[None], result))
-    elif whole:
-
-        def numbered(carry, i):
-            # Not a reshaped sequence, which would be copied.
-            cut = lambda x: lax.dynamic_slice_in_dim(x, i * window, window)  # noqa: E731
-            return step(carry, jax.tree.map(cut, sequence))
-
-        carry, result = lax.scan(numbered, carry, jnp.arange(whole))
-        results.append(result)
-    if rest:
-        carry, result = step(carry, sequence.part(whole * window, sequence.length))
-        results.append(jax.tree.map(lambda x: x[None], result))
-    return carry, results
-
-
-def _along_time(results: Iterable[PyTree]) -> PyTree:
-    """Joins stacked results [windows, window, ...] along time."""
-    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    return jax.tree.map(lambda *xs: jnp.concatenate([*map(flat, xs)]), *results)

@@ -15,9 +15,11 @@ from ._check_sequence import (
     check_positive,
     check_sequence,
 )
+from ._descent import descended
+from ._loss import LossFn
 from ._rules import DNI
 from ._rules._dni import estimated
-from ._sequence import LossFn, begun, starting
+from ._sequence import begun, starting
 
 
 def fit_synthesiser(
@@ -118,12 +120,11 @@ def _fit(problem, synthesiser, optimiser, state, sequence, window, epochs):
         cut = lambda x: lax.dynamic_slice_in_dim(x, i * window, window)  # noqa: E731
         part = jax.tree.map(cut, sequence)
         run = lambda h: problem.run(h, other, part)  # noqa: E731
-        (_, after), pull = jax.vjp(run, hidden)
+        (total, after), pull = jax.vjp(run, hidden)
         ahead = problem.estimate(synthesiser, after[0])
         ahead = jax.tree.map(lambda x: jnp.where(i == count - 1, 0, x), ahead)
         zeros = jax.tree.map(jnp.zeros_like, after[1])
-        one = jnp.ones((), jnp.result_type(*jax.tree.leaves(ahead)))
-        (target,) = pull((one, (ahead, zeros)))
+        (target,) = pull((jnp.ones_like(total), (ahead, zeros)))
 
         def distance(synthesiser):
             found = problem.estimate(synthesiser, hidden)
@@ -131,8 +132,9 @@ def _fit(problem, synthesiser, optimiser, state, sequence, window, epochs):
             return sum(jnp.mean(jnp.abs(a - b) ** 2) for a, b in pairs)
 
         value, grads = jax.value_and_grad(distance)(synthesiser)
-        updates, optimiser_state = optimiser.update(grads, optimiser_state, synthesiser)
-        synthesiser = eqx.apply_updates(synthesiser, updates)
+        synthesiser, optimiser_state = descended(
+            optimiser, optimiser_state, synthesiser, value, grads, distance
+        )
         return (synthesiser, optimiser_state, after), value
 
     def epoch(carry, _):

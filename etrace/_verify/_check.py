@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence, check_window
 from .._graph import table
+from .._loss import Loss, LossFn, Reduction
 from .._rules import RTRL
-from .._sequence import Loss, LossFn, Reduction, begun, starting, value_and_grad
+from .._sequence import begun, starting, value_and_grad
 from ._compared import Comparison, compared
 from ._lags import Lag, by_lag
 from ._locality import locality

@@ -15,9 +15,9 @@ from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence
-from .._sequence import over_windows
 from .._start import with_trace
 from .._trace import Trace
+from .._windows import over_windows
 from ._compared import Comparison, compared
 from ._reference import bptt
 
