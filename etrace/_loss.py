@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ._algorithm import ETraceVjpAlgorithm
 from ._check_sequence import Sequence, check_loss, check_sequence, graph_for
 from ._data import MultiStepData
+from ._mask import finite_inputs, held_where_masked, weighted
 from ._modulation import Modulation
 from ._start import State, with_trace
 from ._windows import along_time, over_windows
@@ -60,9 +61,9 @@ class Loss(eqx.Module):
             losses, aux = self.losses(outputs, part)
             return jnp.sum(losses), aux
 
-        inputs = part.steps
+        inputs = finite_inputs(part).steps
         if part.modulator is not None:
-            inputs = (*inputs, Modulation(MultiStepData(part.modulator)))
+            inputs = (*inputs, self.modulation(part))
         own = ("_true_update_fun", "_update", "_update_fwd", "_update_bwd")
         if algorithm.keeps(ETraceVjpAlgorithm, *own):
             return algorithm._loss_and_gradients(params, inputs, state, loss)
@@ -80,12 +81,21 @@ class Loss(eqx.Module):
         """(the losses of all steps, weighted by the mask; aux)."""
         loss_fn = jax.vmap(self.loss_fn)
         if part.mask is not None:
+            outputs = held_where_masked(part.mask, outputs)
             loss_fn = jax.vmap(loss_fn) if part.mask.ndim == 2 else loss_fn
         result = loss_fn(outputs, part.targets)
         losses, aux = result if self.has_aux else (result, None)
         if part.mask is not None:
-            losses = losses * part.mask.astype(losses.dtype)
+            losses = weighted(part.mask, losses)
         return losses, aux
+
+    def modulation(self, part: Sequence) -> Modulation:
+        """The signals of the steps, weighted by the mask as their losses are."""
+        signals = part.modulator
+        assert signals is not None
+        if part.mask is not None:
+            signals = weighted(part.mask, signals)
+        return Modulation(MultiStepData(signals))
 
     def value_fn(
         self, algorithm: ETraceVjpAlgorithm, state: State, part: Sequence
@@ -93,7 +103,7 @@ class Loss(eqx.Module):
         """The loss of one window as a function of the parameters, the state before it
         held; scaled."""
         hidden, other, trace = state
-        inputs = part.steps
+        inputs = finite_inputs(part).steps
 
         def value(params: PyTree) -> Array:
             # The derivative of the steps themselves, not the rule's.

@@ -60,8 +60,12 @@ def value_and_grad(
     - `inputs`: time-major, `(time, ...)` or `(time, batch, ...)`: one pytree of arrays
         for a model of one input, a tuple for several.
     - `targets`: a pytree of arrays, time-major.
-    - `mask`: weights of the steps' losses, `(time,)`. With `batched=True` also
-        `(time, batch)`: then `loss_fn` is given one example at a time.
+    - `mask`: weights of the steps' losses (and modulators), `(time,)`. With
+        `batched=True` also `(time, batch)`: then `loss_fn` is given one example at a
+        time. Where it is zero nothing counts, so that a padded sequence may hold
+        anything there: losses, targets and modulators need not be finite, nor need the
+        derivative of the loss. The state moves on all the same, and numbers of the
+        inputs that are not finite are zeros to it.
     - `modulator`: time-major, only for [`etrace.ThreeFactor`][].
 
     It returns `(value, grads, state)`, without `state` if `carry=False`; `grads` is a

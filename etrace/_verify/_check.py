@@ -13,6 +13,7 @@ from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence, check_window
 from .._graph import table
 from .._loss import Loss, LossFn, Reduction
+from .._mask import finite_inputs
 from .._rules import RTRL
 from .._sequence import begun, starting, value_and_grad
 from ._compared import Comparison, compared
@@ -185,6 +186,7 @@ def check_gradients(
     data = (inputs, targets, mask, modulator)
     sequence, graph = loss.prepare(algorithm, None, *data)
     state = begun(*starting(algorithm, graph, None, sequence), sequence)
+    sequence = finite_inputs(sequence)
     driver = value_and_grad(loss_fn, window=window, reduction=reduction, carry=False)
     _, gradient = driver(algorithm, None, *data)
     never = jnp.zeros(sequence.length, bool)
