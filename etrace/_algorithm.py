@@ -6,6 +6,7 @@ the past".
 """
 
 import abc
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from ._axes import Axes, batch_size
 from ._backward import LearningSignals, backwards
+from ._by_name import by_name, by_value
 from ._check import check_call
 from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
@@ -29,7 +31,7 @@ from ._graph import (
     graph_of,
     is_inexact,
 )
-from ._model import check_model, split_model
+from ._model import check_model, is_array, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
 from ._trace import Trace
@@ -171,6 +173,17 @@ class ETraceVjpAlgorithm(eqx.Module):
         """The same algorithm with another model of the same structure."""
         check_model(model)
         return eqx.tree_at(lambda a: a.model, self, model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return by_name(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(by_value(state))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ETraceVjpAlgorithm":
+        # Copies of functions would be others to `jax.jit`.
+        copied = lambda x: copy.deepcopy(x, memo) if is_array(x) else x  # noqa: E731
+        return jax.tree.map(copied, self)
 
     # ----------------------------------------------------------------- the custom VJP
 

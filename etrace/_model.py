@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._by_name import by_name, by_value
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -33,6 +35,10 @@ class Spec:
         """Shapes and dtypes, with further leading axes."""
         leaves = [jax.ShapeDtypeStruct(lead + x.shape, x.dtype) for x in self.leaves]
         return self.treedef.unflatten(leaves)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by its treedef: pickle takes those of JAX's own containers alone.
+        return Spec.of, (self.tree(),)
 
     def __str__(self) -> str:
         return eqx.tree_pformat(self.tree(), width=200, struct_as_array=True)
@@ -58,8 +64,16 @@ class Static:
         leaves, treedef = jax.tree.flatten(tree)
         return Static(tuple(leaves), treedef)
 
+    @staticmethod
+    def named(tree: PyTree) -> "Static":
+        """From a tree with names for functions."""
+        return Static.of(by_value(tree))
+
     def tree(self) -> PyTree:
         return self.treedef.unflatten(self.leaves)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Static.named, (by_name(self.tree()),)
 
 
 def is_array(x: Any) -> bool:

@@ -17,7 +17,7 @@ import pytest
 import etrace
 import etrace.testing as et
 from etrace._graph import _fan_out
-from etrace._graph._lookup import _analyse
+from etrace._graph._lookup import forget
 from etrace.nn import MGU, RNN
 
 from .helpers import clear_caches
@@ -210,7 +210,7 @@ def test_the_first_use_may_be_inside_jit(name: str):
     inputs, targets = sequence(*shape)
     expected = online(model, inputs, targets)
     clear_caches()
-    _analyse.cache_clear()
+    forget()
     assert close(eqx.filter_jit(online)(model, inputs, targets), expected)
 
 
@@ -354,11 +354,11 @@ def test_what_several_positions_share_has_a_trace_for_each():
 
 def test_traces_for_each_position_may_be_too_many(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_fan_out, "MAX_TRACE", 40 * N * IN - 1)
-    _analyse.cache_clear()
+    forget()
     model = plain(broadcast, lambda: (jnp.zeros(N), jnp.zeros((N, 40))))
     with pytest.warns(etrace.UntracedParameterWarning, match="several positions"):
         report = etrace.DRTRL(model).graph(jnp.zeros(IN))
-    _analyse.cache_clear()
+    forget()
     (row,) = [row for row in report.rows if row.parameter == ".b"]
     assert row.status == "partly" and len(row.groups) == 1
 

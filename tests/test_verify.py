@@ -14,7 +14,7 @@ import pytest
 import etrace
 import etrace.testing as et
 from etrace._graph import _primitives
-from etrace._graph._lookup import _analyse
+from etrace._graph._lookup import forget
 
 from .toy_rule import LeakyTrace
 
@@ -256,7 +256,7 @@ def test_an_analysis_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch):
 
     names = _primitives._ELEMENTWISE | {"cumsum"}
     monkeypatch.setattr(_primitives, "_ELEMENTWISE", names)
-    _analyse.cache_clear()
+    forget()
     try:
         for net in (Local(jnp.cumsum), Mixing()):
             check = etrace.check_gradients(etrace.DRTRL(net), *DATA)
@@ -266,7 +266,7 @@ def test_an_analysis_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch):
             ):
                 check.assert_close(rtol=10.0)
     finally:
-        _analyse.cache_clear()
+        forget()
 
 
 def test_a_reference_that_is_wrong_is_seen(exact: etrace.GradientCheck):

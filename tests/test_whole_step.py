@@ -17,7 +17,7 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph._lookup import _analyse
+from etrace._graph._lookup import forget
 from etrace.testing._vectors import to_vector
 
 from .helpers import examples, fresh_caches, gradient_by_windows, siblings
@@ -402,7 +402,7 @@ def test_every_parameter_is_traced(rule: Any):
     assert ".encoder" in status
     text = str(report)
     assert "Cut" not in text and "mixing operation" not in text
-    _analyse.cache_clear()
+    forget()
     with pytest.warns(etrace.UntracedParameterWarning):  # of the same model
         etrace.DRTRL(problem.model).graph(*(x[0] for x in problem.inputs))
 

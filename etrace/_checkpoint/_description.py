@@ -153,7 +153,7 @@ def _of_graph(graph: Graph) -> dict[str, Any]:
         "other": call.other,
         "inputs": call.inputs,
         "options": graph.options,
-        "constants": [graph.primitives.known(v) for v in graph.inputs["consts"]],
+        "constants": list(graph.constants),
         "groups": graph.positions.groups,
         "couplings": graph.couplings,
         "meetings": dict(enumerate(meetings)),

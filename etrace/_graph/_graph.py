@@ -54,6 +54,18 @@ class Graph:
     options: GraphOptions
     diagonals: Mapping[int, Diagonal] | None
 
+    def __copy__(self) -> "Graph":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Graph":
+        # It does not change, and a copy would be the graph of no trace.
+        return self
+
+    @property
+    def constants(self) -> tuple[np.ndarray | None, ...]:
+        """The values of the model's constant arrays, where they are known."""
+        return tuple(map(self.primitives.known, self.inputs["consts"]))
+
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
         spec = self.traces[t]

@@ -1,5 +1,6 @@
 """Analyses every model and shape once."""
 
+import copyreg
 import dataclasses
 import functools
 import hashlib
@@ -9,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from .._model import Call, Spec, is_array, split_model
@@ -86,8 +88,43 @@ def _analyse(step: _Step) -> Graph:
     model = vars(step).pop("model")  # the cache shall not keep it
     call = Call.of(model, step.hidden_filter, step.inputs.tree())
     _, consts, _ = split_model(model)
-    graph = analyse(call, tuple(map(concrete, jax.tree.leaves(consts))), step.options)
+    constants = tuple(map(concrete, jax.tree.leaves(consts)))
+    graph = graph_of_call(call, constants, step.options)
     message = untraced(graph)
     if message:
         warn(message, UntracedParameterWarning)
     return graph
+
+
+def graph_of_call(
+    call: Call, constants: tuple[np.ndarray | None, ...], options: GraphOptions
+) -> Graph:
+    """The graph that `analyse` would find: one that is there already, if any is.
+
+    Graphs are compared by identity, and one that was pickled is to be the same again.
+    """
+    key = call, tuple(c if c is None else _digest(c) for c in constants), options
+    try:
+        known = _graphs.get(key)
+    except TypeError:  # a static field that cannot be hashed
+        return analyse(call, constants, options)
+    if known is None:
+        known = _graphs[key] = analyse(call, constants, options)
+    return known
+
+
+_graphs: weakref.WeakValueDictionary[Hashable, Graph] = weakref.WeakValueDictionary()
+
+
+def forget() -> None:
+    """Drops all graphs, so that every model is analysed again."""
+    _analyse.cache_clear()
+    _graphs.clear()
+
+
+def _described(graph: Graph) -> tuple[Any, ...]:
+    """A graph is pickled as what it is the graph of."""
+    return graph_of_call, (graph.call, graph.constants, graph.options)
+
+
+copyreg.pickle(Graph, _described)
