@@ -1,6 +1,5 @@
 """Training of the synthesiser of `etrace.DNI`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,13 +9,15 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ._check_sequence import (
+    Sequence,
     check_loss,
     check_optimiser,
     check_positive,
     check_sequence,
 )
 from ._descent import descended
-from ._loss import LossFn
+from ._loss import Loss, LossFn
+from ._mask import finite_inputs
 from ._rules import DNI
 from ._rules._dni import estimated
 from ._sequence import begun, starting
@@ -31,6 +32,7 @@ def fit_synthesiser(
     *,
     window: int,
     epochs: int = 1,
+    mask: Any = None,
 ) -> tuple[DNI, Array]:
     r"""Teaches a DNI's synthesiser what later losses say about a state.
 
@@ -49,6 +51,7 @@ def fit_synthesiser(
     - `optimiser`: an `optax.GradientTransformation` of the synthesiser.
     - `window`: the length of the windows; it must divide that of the sequence.
     - `epochs`: how often to go through the sequence.
+    - `mask`: weights of the steps' losses, as for [`etrace.value_and_grad`][].
 
     **Returns:** `(algorithm, losses)`: the algorithm with the trained synthesiser,
     fitted for windows of this length, and the mean squared distance of each epoch.
@@ -61,7 +64,7 @@ def fit_synthesiser(
     check_positive("window", window)
     check_positive("epochs", epochs)
     check_optimiser(optimiser)
-    sequence = check_sequence(algorithm, inputs, targets, None)
+    sequence = check_sequence(algorithm, inputs, targets, mask)
     graph, _ = algorithm._graph(sequence.steps)
     check_loss(sequence, loss_fn, has_aux=False, graph=graph)
     if sequence.length % window:
@@ -73,7 +76,8 @@ def fit_synthesiser(
     start = starting(algorithm, graph, None, sequence)
     hidden, other, _ = begun(*start, sequence)
     moving, rest = eqx.partition(algorithm.synthesiser, eqx.is_inexact_array)
-    problem = _Problem(algorithm.model, algorithm.batched, loss_fn, rest)
+    loss = Loss(loss_fn, window, "sum", has_aux=False, carry=True)
+    problem = _Problem(algorithm.model, algorithm.batched, loss, rest)
     moving, losses = _fit(
         problem, moving, optimiser, (hidden, other), sequence, window, epochs
     )
@@ -84,23 +88,23 @@ def fit_synthesiser(
 class _Problem(eqx.Module):
     model: Any
     batched: bool = eqx.field(static=True)
-    loss_fn: Callable = eqx.field(static=True)
+    loss: Loss
     rest: PyTree  # of the synthesiser
 
-    def run(self, hidden: PyTree, other: PyTree, part: Any) -> tuple[Array, tuple]:
+    def run(self, hidden: PyTree, other: PyTree, part: Sequence) -> tuple[Array, tuple]:
         """(sum of the losses, the last state) of a window."""
 
-        def step(state, at_t):
-            x, target = at_t
+        def step(state, x):
             model = jax.vmap(self.model) if self.batched else self.model
             outputs, state = model(eqx.combine(*state), *x)
-            state = eqx.partition(state, like)
-            return state, self.loss_fn(outputs, target)
+            return eqx.partition(state, like), outputs
 
         like = jax.tree.map(
             lambda x: x is not None, hidden, is_leaf=lambda x: x is None
         )
-        state, losses = lax.scan(step, (hidden, other), (part.inputs, part.targets))
+        inputs = finite_inputs(part).inputs
+        state, outputs = lax.scan(step, (hidden, other), inputs)
+        losses, _ = self.loss.losses(outputs, part)
         return jnp.sum(losses), state
 
     def estimate(self, synthesiser: PyTree, hidden: PyTree) -> PyTree:

@@ -186,6 +186,37 @@ class Instant(eqx.Module):
         return h, h
 
 
+class Linear(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, hidden):
+        return self.weight @ hidden
+
+
+@pytest.mark.parametrize("mask", [STEP_MASK[:6], EXAMPLE_MASK[:6]])
+def test_synthesisers(mask):
+    """What they learn is the loss of the steps that count."""
+
+    def weighted(y, t):
+        target, weight = t
+        return jnp.sum(weight * jnp.sum((y - target) ** 2, axis=1))
+
+    dni = etrace.DNI(
+        Instant(jnp.ones((SIZE, SIZE))),
+        synthesiser=Linear(jnp.zeros((SIZE, SIZE))),
+        batched=True,
+    )
+    weights = jnp.broadcast_to(mask.reshape(6, -1), (6, BATCH))
+    clean = [filled(x[:6], mask, 0.0) for x in (INPUTS, TARGETS)]
+    clean[1] = (clean[1], weights)
+    bad = [filled(x[:6], mask, np.nan) for x in (INPUTS, TARGETS)]
+    options = dict(window=2, epochs=4)
+    fit = etrace.fit_synthesiser
+    expected = fit(dni, weighted, *clean, optax.sgd(0.1), **options)
+    found = fit(dni, loss, *bad, optax.sgd(0.1), mask=mask, **options)
+    assert same(found, expected) and jnp.abs(found[0].synthesiser.weight).max() > 0.1
+
+
 def test_check_gradients():
     bad = [filled(x, EXAMPLE_MASK, np.nan)[:, :2] for x in (INPUTS, TARGETS)]
     algorithm = etrace.DRTRL(Instant(jnp.ones((SIZE, SIZE))), batched=True)

@@ -135,6 +135,10 @@ def test_deep_copies_have_memory_of_their_own():
     run(algorithm, state, INPUTS, jnp.zeros((4, N)))
     assert any(x.is_deleted() for x in jax.tree.leaves(state))
     run(*kept, INPUTS, jnp.zeros((4, N)))
+    algorithm, _, _ = made("constants")
+    kept = copy.deepcopy(algorithm)
+    kept.model.connected[:] = False
+    assert algorithm.model.connected.any()
 
 
 @pytest.mark.parametrize("name", ["constants", "of a whole step"])
