@@ -125,7 +125,8 @@ def learn(
 
     - `loss_fn`, `window`, `reduction`, `has_aux`: as for `etrace.value_and_grad`; the
         reduction is over the steps of one window. With a mask, `"mean"` makes every
-        window count alike, however little of the mask is in it; `"sum"` does not.
+        window count alike, however little of the mask is in it; `"sum"` does not. The
+        loss of a window in which nothing counts is 0.
     - `optimiser`: an `optax.GradientTransformation`. If it takes extra arguments
         (`optax.contrib.reduce_on_plateau`, line searches), it is given `value`, the
         loss of the window, `grad`, its gradient, and `value_fn`, the loss as a function

@@ -176,6 +176,28 @@ def test_other_constants_are_of_another_graph():
     assert copies[1][2].graph is others[2].graph is not state[2].graph
 
 
+def test_equal_numbers_of_other_types_are_of_another_graph():
+    """Of integers, a step computes other things."""
+    nets = [Counted(jnp.ones((N, 2)), one) for one in (1, 1.0, True)]
+    states = [etrace.DRTRL(net).init(INPUTS[0]) for net in nets]
+    copies = COPIES["pickle"](states)
+    assert len({state[2].graph for state in states}) == 3
+    for old, new in zip(states, copies, strict=True):
+        assert new[2].graph is old[2].graph
+
+
+class Counted(eqx.Module):
+    weight: jax.Array
+    number: Any
+
+    def init_state(self):
+        return jnp.zeros(N)
+
+    def __call__(self, h, x):
+        h = 0.9 * h + self.weight @ x * jnp.asarray(self.number / 2, h.dtype)
+        return h, h
+
+
 CHILD = """
 import pickle, sys, warnings
 warnings.simplefilter("error")

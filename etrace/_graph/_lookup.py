@@ -103,7 +103,9 @@ def graph_of_call(
 
     Graphs are compared by identity, and one that was pickled is to be the same again.
     """
-    key = call, tuple(c if c is None else _digest(c) for c in constants), options
+    values = tuple(c if c is None else _digest(c) for c in constants)
+    kinds = tuple(map(type, call.static.leaves))  # 1 and 1.0 are equal
+    key = call, kinds, values, options
     try:
         known = _graphs.get(key)
     except TypeError:  # a static field that cannot be hashed
