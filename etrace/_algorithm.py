@@ -61,6 +61,10 @@ class ETraceVjpAlgorithm(eqx.Module):
     - `mixing_tails`: weights from which a mixing operation (a norm, a softmax) lies on
         the way to the state: `"now"` gives them their instantaneous gradient and says
         so, `"local"` traces the position-local part of the derivative.
+    - `position_size`: how many numbers of one leaf of the state may be one position
+        (compartments of a neuron, units of a head, steps of a delay line). What would
+        need more is cut where they meet, and the report says so. 1: every number is a
+        position of its own.
 
     A rule overrides up to four hooks: `_solve_weight_gradients` and
     `_update_etrace_data`, and, if it stores anything but one array per trace,
@@ -78,6 +82,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         static=True, kw_only=True, default=eqx.is_inexact_array
     )
     mixing_tails: MixingTails = eqx.field(static=True, kw_only=True, default="now")
+    position_size: int = eqx.field(static=True, kw_only=True, default=16)
 
     def __init__(
         self,
@@ -89,9 +94,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         trace_dtype: Any = None,
         hidden_filter: Any = eqx.is_inexact_array,
         mixing_tails: MixingTails = "now",
+        position_size: int = 16,
     ):
         check_model(model)
-        check_options(vjp_method, mixing_tails, trace_dtype, batched)
+        check_options(vjp_method, mixing_tails, trace_dtype, batched, position_size)
         self.model = model
         self.name = type(self).__name__ if name is None else name
         self.vjp_method = vjp_method
@@ -99,6 +105,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         self.trace_dtype = None if trace_dtype is None else jnp.dtype(trace_dtype)
         self.hidden_filter = hidden_filter
         self.mixing_tails = mixing_tails
+        self.position_size = position_size
 
     # --------------------------------------------------------------------- for the user
 
@@ -383,7 +390,11 @@ class ETraceVjpAlgorithm(eqx.Module):
 
     def _graph_options(self) -> GraphOptions:
         """What the rule asks of the analysis of the model."""
-        return GraphOptions(self.mixing_tails, self.vjp_method == "multi-step")
+        return GraphOptions(
+            self.mixing_tails,
+            self.vjp_method == "multi-step",
+            position_size=self.position_size,
+        )
 
     def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
         """Whether the rule filters what leaves a group at an edge, as the group that

@@ -168,6 +168,7 @@ def _check_trace(
     then, now = graph.options, algorithm._graph_options()
     options = {
         "mixing_tails": then.mixing_tails != now.mixing_tails,
+        "position_size": then.position_size != now.position_size,
         "vjp_method": then.remembers_all != now.remembers_all,
         "name": then != now,
     }

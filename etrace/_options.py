@@ -16,10 +16,15 @@ class Options(TypedDict, total=False):
     trace_dtype: Any
     hidden_filter: Any
     mixing_tails: MixingTails
+    position_size: int
 
 
 def check_options(
-    vjp_method: Any, mixing_tails: Any, trace_dtype: Any, batched: Any
+    vjp_method: Any,
+    mixing_tails: Any,
+    trace_dtype: Any,
+    batched: Any,
+    position_size: Any,
 ) -> None:
     if not isinstance(batched, bool):
         raise TypeError(
@@ -34,6 +39,7 @@ def check_options(
         raise ValueError(
             f'mixing_tails is {mixing_tails!r}; expected "now" or "local".'
         )
+    _check_position_size(position_size)
     if trace_dtype is None:
         return
     try:
@@ -45,3 +51,14 @@ def check_options(
             f"trace_dtype is {dtype or repr(trace_dtype)}; expected a floating-point "
             "dtype, such as jnp.bfloat16, or None to store traces as computed."
         )
+
+
+def _check_position_size(size: Any) -> None:
+    expected = (
+        "a positive int, how many numbers of one leaf of the state may be one "
+        "position; 1 makes every number one of its own."
+    )
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"position_size is {size!r}; expected {expected}")
+    if size < 1:
+        raise ValueError(f"position_size is {size}; expected {expected}")

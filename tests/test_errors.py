@@ -122,6 +122,16 @@ MISTAKES = {
         ValueError,
         r'mixing_tails is \'all\'; expected "now" or "local"',
     ),
+    "position_size as a float": (
+        lambda: alg(position_size=16.0),
+        TypeError,
+        r"position_size is 16\.0; expected a positive int.*1 makes every number",
+    ),
+    "position_size of nothing": (
+        lambda: alg(position_size=0),
+        ValueError,
+        r"position_size is 0; expected a positive int.*1 makes every number",
+    ),
     "integer trace_dtype": (
         lambda: alg(trace_dtype=jnp.int8),
         TypeError,

@@ -57,6 +57,14 @@ class Coordinates:
         """The real leaves of one example."""
         return jax.eval_shape(self.split, list(self.hidden.leaves))
 
+    def numbers(self) -> list[int]:
+        """Of the real leaves: how many numbers of a position their own leaf has."""
+        result = []
+        for like, axes in zip(self.hidden.leaves, self.inner, strict=True):
+            count = math.prod(like.shape[a] for a in axes)
+            result += [count] * (count * (1 + _is_complex(like)))
+        return result
+
     def names(self) -> list[str]:
         """Of the real leaves."""
         result = []

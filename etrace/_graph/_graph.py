@@ -21,7 +21,7 @@ from ._coordinates import Coordinates
 from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
 from ._fan_out import fan_out
-from ._inner import inner_axes
+from ._inner import Place, inner_axes
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
@@ -53,6 +53,7 @@ class Graph:
     new: tuple[Var, ...]  # ... and after it
     options: GraphOptions
     diagonals: Mapping[int, Diagonal] | None
+    too_large: Mapping[Place, int]  # cut, as positions would hold so many numbers
 
     def __copy__(self) -> "Graph":
         return self
@@ -176,7 +177,7 @@ def analyse(
     - `options`: what the learning rule asks for.
     """
     call.check()
-    coordinates, primitives, positions = _positions(call, constants, options)
+    coordinates, primitives, positions, too_large = _positions(call, constants, options)
     program = primitives.program
     arguments = _arguments(program, call, coordinates)
     old, new = arguments["hidden"], _new(program, call, coordinates)
@@ -213,14 +214,15 @@ def analyse(
         new,
         options,
         diagonals,
+        too_large,
     )
 
 
 def _positions(
     call: Call, constants: tuple[np.ndarray | None, ...], options: GraphOptions
-) -> tuple[Coordinates, Primitives, Positions]:
+) -> tuple[Coordinates, Primitives, Positions, Mapping[Place, int]]:
     """The step in coordinates where positions hold what belongs together, and where
-    no weight's product parts to several."""
+    no weight's product parts to several; and where they would hold too much."""
     coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
     program = None
     while True:
@@ -230,16 +232,17 @@ def _positions(
         primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
         old, new = arguments["hidden"], _new(program, call, coordinates)
         positions = find_positions(primitives, old, new)
-        inner = inner_axes(primitives, positions, old, new)
-        if inner:
-            coordinates, program = coordinates.with_inner(inner), None
+        sizes = coordinates.numbers(), options.position_size
+        inner = inner_axes(primitives, positions, old, new, *sizes)
+        if inner.axes:
+            coordinates, program = coordinates.with_inner(inner.axes), None
             continue
         if options.follows_all:  # what follows every path needs no copies
             break
         program = fan_out(primitives, positions, arguments["params"], _data(arguments))
         if program is None:
             break
-    return coordinates, primitives, positions
+    return coordinates, primitives, positions, inner.too_large
 
 
 def _data(arguments: Mapping[str, tuple[Var, ...]]) -> tuple[Var, ...]:

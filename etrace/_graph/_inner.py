@@ -4,8 +4,13 @@ Compartments of a neuron, receptors of its synapses, what travels down its delay
 leaf `[neurons, C]` whose elements meet along C, and never across neurons, has neurons
 for positions and C numbers in each. Which axes lie inside is seen from the meetings
 that no position can hold as long as every element is one of its own.
+
+A position of more than `position_size` numbers of one leaf is a network of its own:
+there credit is cut, because a trace of every number by every weight would cost as much
+as RTRL does.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,38 +20,63 @@ from ._blocks import first_labels
 from ._kinds import Kind
 from ._positions import Positions
 from ._primitives import Primitives
-from ._program import Var
-
-# A position of more numbers is a network of its own: there credit is cut, because a
-# trace of every number by every weight would cost as much as RTRL does.
-MAX_NUMBERS = 16
+from ._program import Edge, Var
 
 Pairs = tuple[np.ndarray, np.ndarray]
+Place = Edge | int  # an operand, or a new leaf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InnerAxes:
+    """The axes that lie inside positions, by hidden leaf.
+
+    `too_large`: where positions would have more numbers of a leaf than they may, how
+    many.
+    """
+
+    axes: Mapping[int, set[int]]
+    too_large: Mapping[Place, int]
 
 
 def inner_axes(
-    primitives: Primitives, positions: Positions, old: Sequence[Var], new: Sequence[Var]
-) -> Mapping[int, set[int]]:
-    """The axes that lie inside positions, by hidden leaf."""
+    primitives: Primitives,
+    positions: Positions,
+    old: Sequence[Var],
+    new: Sequence[Var],
+    numbers: Sequence[int],
+    most: int,
+) -> InnerAxes:
+    """Finds them in leaves of which a position has so many `numbers` already, and may
+    have `most`."""
     result: dict[int, set[int]] = {}
-    for pairs in _meetings(primitives, positions, new):
-        for leaf, axes in _along(pairs, positions, old).items():
+    too_large: dict[Place, int] = {}
+    for place, pairs in _meetings(primitives, positions, new):
+        found = _along(pairs, positions, old)
+        sizes = [numbers[n] * _product(old[n].shape, axes) for n, axes in found.items()]
+        if max(sizes, default=0) > most:
+            too_large[place] = max(sizes)
+            continue
+        for leaf, axes in found.items():
             together = result.get(leaf, set()) | axes
-            if _fits(old[leaf].shape, together):
+            size = _product(old[leaf].shape, together)
+            if size * numbers[leaf] > most:
+                too_large[place] = size * numbers[leaf]
+            elif size < old[leaf].size:
                 result[leaf] = together
-    return result
+    return InnerAxes(result, too_large)
 
 
 def _meetings(
     primitives: Primitives, positions: Positions, new: Sequence[Var]
-) -> Iterator[Pairs]:
+) -> Iterator[tuple[Place, Pairs]]:
     """Positions that meet where the state acts on itself, one place after the other."""
     equations = primitives.program.equations
     for i, equation in enumerate(equations):
         if primitives.kinds[i] is Kind.MIXING:
             for j, v in enumerate(equation.inputs):
                 if v in positions.forward and (i, j) not in positions.inner:
-                    yield from _in_blocks(primitives, positions, i, j)
+                    for pairs in _in_blocks(primitives, positions, i, j):
+                        yield (i, j), pairs
     for (i, j), cut in positions.cuts.items():
         label = positions.forward[equations[i].inputs[j]]
         label = np.broadcast_to(label, cut.shape)[cut]
@@ -54,11 +84,11 @@ def _meetings(
         others += [b.get(equations[i].outputs[0]) for b in positions.backward]
         for other in others:
             if other is not None:
-                yield label, np.broadcast_to(other, cut.shape)[cut]
+                yield (i, j), (label, np.broadcast_to(other, cut.shape)[cut])
     for leaf in positions.moved:
         for g in positions.groups:
             if leaf in g.leaves:
-                yield positions.forward[new[leaf]], g.labels(new)[new[leaf]]
+                yield leaf, (positions.forward[new[leaf]], g.labels(new)[new[leaf]])
 
 
 def _in_blocks(
@@ -87,7 +117,7 @@ def _along(
     pairs: Pairs, positions: Positions, old: Sequence[Var]
 ) -> Mapping[int, set[int]]:
     """The axes along which the elements of each leaf meet; none if they do not meet in
-    this way."""
+    this way, or all with all."""
     a, b = (x.reshape(-1) for x in pairs)
     met = (a >= 0) & (b >= 0)
     root = _joined(a[met], b[met], sum(g.size for g in positions.groups))
@@ -96,7 +126,7 @@ def _along(
         for leaf, places in zip(g.leaves, g.positions):
             own = root[g.offset + places]
             axes = _varying(old[leaf].shape, own)
-            if axes is None or (axes and not _fits(old[leaf].shape, axes)):
+            if axes is None or _product(old[leaf].shape, axes) == old[leaf].size > 1:
                 return {}
             result[leaf] = axes
     return {leaf: axes for leaf, axes in result.items() if axes}
@@ -134,6 +164,5 @@ def _varying(shape: tuple[int, ...], root: np.ndarray) -> set[int] | None:
     return {int(d) for d in np.flatnonzero(differ)} if apart == len(classes) else None
 
 
-def _fits(shape: tuple[int, ...], axes: set[int]) -> bool:
-    numbers = math.prod(shape[d] for d in axes)
-    return numbers <= MAX_NUMBERS and math.prod(shape) > numbers
+def _product(shape: tuple[int, ...], axes: set[int]) -> int:
+    return math.prod(shape[d] for d in axes)

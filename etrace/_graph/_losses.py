@@ -61,19 +61,29 @@ def not_traceable(primitive: str) -> Reason:
     )
 
 
-def other_position(elements: int) -> Reason:
+def other_position(elements: int, most: int) -> Reason:
     return Reason(
         f"{elements} elements meet at another position than their own",
         "Coupling between neurons is left out like their recurrence. If they are parts "
-        "of one neuron, keep them along an axis of their own, of at most 16.",
+        f"of one neuron, keep them along an axis of their own, of at most {most} "
+        "(position_size).",
     )
 
 
-def moved_there(elements: int) -> Reason:
+def moved_there(elements: int, most: int) -> Reason:
     return Reason(
         f"{elements} elements of its new value come from another position (moved, such "
         "as in a delay line)",
-        "Delays of at most 16 steps are followed if they have an axis of their own.",
+        f"Delays of at most {most} steps (position_size) are followed if they have an "
+        "axis of their own.",
+    )
+
+
+def too_large(numbers: int, most: int) -> Reason:
+    return Reason(
+        f"positions would have {numbers} numbers here, more than position_size={most}: "
+        "the coupling inside them is left out",
+        f"position_size={numbers} follows it.",
     )
 
 

@@ -23,9 +23,11 @@ class GraphOptions:
     - `recurrence`: how much of a group's own recurrence local derivatives include.
     - `follows_all`: whether every parameter that reaches the state is credited, by
         whatever path.
+    - `position_size`: how many numbers of one leaf may be one position.
     """
 
     mixing_tails: MixingTails = "now"
     remembers_all: bool = False
     recurrence: Recurrence = "cut"
     follows_all: bool = False
+    position_size: int = 16

@@ -3,26 +3,15 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ._graph import Graph, Occurrence
-from ._losses import (
-    ANOTHERS_LEAK,
-    ANOTHERS_MEMORY,
-    NOBODYS_MEMORY,
-    OWN_RECURRENCE,
-    Loss,
-    Reason,
-    moved_there,
-    other_position,
-)
-from ._positions import UNSET
-from ._program import Edge
+from ._losses import Loss
+from ._omitted import Filters, groups_at, of_parameters, of_size, of_states
 from ._where import short
 
 
@@ -34,6 +23,7 @@ class Row:
     - `status`: `"traced"`; `"partly"` (some elements); `"now"` (it reaches the state
         but only its instantaneous gradient is known); `"output"` (it reaches no state,
         its instantaneous gradient is the whole gradient).
+    - `reason`: what is left out of its gradient, and why.
     - `groups`: the hidden groups its trace belongs to.
     - `trace_shapes`: of the arrays that its rule keeps for one example: for one trace
         per parameter, a single [components, b, p, o, c].
@@ -65,7 +55,7 @@ class Report:
     batch: int
     trace: Any  # shapes of what the rule stores
     batched: bool  # whether they have a batch axis in front
-    filters: Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`
+    filters: Filters
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +69,7 @@ class Report:
     def rows(self) -> tuple[Row, ...]:
         return tuple(row for o in self.graph.occurrences for row in self._rows(o))
 
-    def _rows(self, occurrence: Occurrence):
+    def _rows(self, occurrence: Occurrence) -> Iterator[Row]:
         graph = self.graph
         names = graph.call.params.names()
         i, _ = occurrence.edge
@@ -107,11 +97,20 @@ class Report:
                 shapes,
                 source,
                 occurrence.status,
-                occurrence.reason,
+                self._reason(occurrence),
                 tuple(graph.traces[t].group for t in traces),
                 tuple(x[self.batched :] for x in numbers),
                 0 if n else size,
             )
+
+    def _reason(self, occurrence: Occurrence) -> str:
+        """Why it is not (fully) traced, and what of the state its operation cuts."""
+        i, _ = occurrence.edge
+        places = [p for p in self.graph.too_large if isinstance(p, tuple) and p[0] == i]
+        found = [why for p in places if (why := of_size(self.graph, p))]
+        parts = [occurrence.reason]
+        parts += [f"{why.text}; {why.remedy}" for why in dict.fromkeys(found)]
+        return "; ".join(part.rstrip(".") for part in parts if part)
 
     def __str__(self) -> str:
         parts = [
@@ -162,79 +161,31 @@ class Report:
                 str(n),
                 ", ".join(names[k] for k in g.leaves),
                 str(g.size),
-                str(g.components),
+                str(g.components) + self._wanted(n),
             ]
             for n, g in enumerate(self.graph.positions.groups)
         ]
         return table(["group", "state leaves", "positions", "numbers each"], rows)
 
+    def _wanted(self, group: int) -> str:
+        """How many numbers its positions would have, if that is too many."""
+        graph = self.graph
+        wanted = 0
+        for place, numbers in graph.too_large.items():
+            own = group in groups_at(graph, place)
+            wanted = max(wanted, numbers if own and of_size(graph, place) else 0)
+        return f" (of {wanted})" if wanted else ""
+
     @functools.cached_property
     def losses(self) -> tuple[Loss, ...]:
         """Everything that no trace follows, with the reason and a remedy."""
-        found = [*_of_parameters(self.graph), *self._of_states()]
+        found = [*of_parameters(self.graph), *of_states(self.graph, self.filters)]
         return tuple(dict.fromkeys(found))
-
-    def _of_states(self) -> Iterator[Loss]:
-        if self.graph.options.follows_all:
-            return
-        positions, equations = self.graph.positions, self.graph.program.equations
-        for edge, label in self.graph.exits.closed.items():
-            if edge not in positions.cuts:
-                yield self._at(edge, label, OWN_RECURRENCE)
-        for edge, label in self.graph.exits.open.items():
-            if not self.graph.leaves_by_mixing(edge):
-                continue
-            filtered = self._is_filtered(edge, label)
-            if self._is_remembered(edge, label):
-                why = ANOTHERS_LEAK if filtered else ANOTHERS_MEMORY
-                yield self._at(edge, label, why)
-            elif filtered:
-                yield self._at(edge, label, NOBODYS_MEMORY)
-        for (i, j), mask in positions.cuts.items():
-            label = positions.forward[equations[i].inputs[j]]
-            yield self._at((i, j), label, other_position(int(mask.sum())))
-        names = self.graph.coordinates.names()
-        for leaf, mask in positions.moved.items():
-            why = moved_there(int(mask.sum()))
-            yield Loss((names[leaf],), "", "", why.text, why.remedy)
-
-    def _is_remembered(self, edge: Edge, label: np.ndarray) -> bool:
-        """Whether another group than those that leave there keeps what it reads."""
-        positions = self.graph.positions
-        outputs = self.graph.program.equations[edge[0]].outputs
-        own = set(positions.group_of(label[label != UNSET]).tolist())
-        return any(
-            positions.flows_into(g, outputs) and coupled.any()
-            for g, coupled in enumerate(self.graph.couplings)
-            if g not in own
-        )
-
-    def _is_filtered(self, edge: Edge, label: np.ndarray) -> bool:
-        groups = np.unique(self.graph.positions.group_of(label[label != UNSET]))
-        return all(self.filters(self.graph, edge, int(g)) for g in groups)
-
-    def _at(self, edge: Edge, label: np.ndarray, why: Reason) -> Loss:
-        names, positions = self.graph.coordinates.names(), self.graph.positions
-        groups = np.unique(positions.group_of(label[label != UNSET]))
-        leaves = [names[k] for g in groups for k in positions.groups[g].leaves]
-        equation = self.graph.program.equations[edge[0]]
-        where = short(equation.source)
-        return Loss(tuple(leaves), equation.name, where, why.text, why.remedy)
-
-
-def _of_parameters(graph: Graph) -> Iterator[Loss]:
-    names = graph.call.params.names()
-    for o in graph.occurrences:
-        if o.status in ("now", "partly"):
-            equation = graph.program.equations[o.edge[0]]
-            what = tuple(names[p] for p in o.parameters)
-            where = short(equation.source)
-            yield Loss(what, equation.name, where, o.reason, o.remedy)
 
 
 def untraced(graph: Graph) -> str:
     """A message about the parameters that reach the state without a trace, or ""."""
-    lines = [f"  {loss}" for loss in _of_parameters(graph)]
+    lines = [f"  {loss}" for loss in of_parameters(graph)]
     if not lines:
         return ""
     return (

@@ -84,6 +84,7 @@ class DNI(WrappingRule):
             trace_dtype=self.trace_dtype,
             hidden_filter=self.hidden_filter,
             mixing_tails=self.mixing_tails,
+            position_size=self.position_size,
         )
 
     def _gradients(

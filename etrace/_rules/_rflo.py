@@ -1,12 +1,13 @@
 """RFLO: random feedback online learning."""
 
+import dataclasses
 from typing import Unpack
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._backward import LearningSignals
-from .._graph import Recurrence
+from .._graph import GraphOptions, Recurrence
 from .._options import Options, VjpMethod
 from .._window import Window
 from ._feedback import Feedback, FeedbackWeights
@@ -29,13 +30,14 @@ class RFLO(PerParameterRule):
     derivative by the old one is the leak.
 
     **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][] (`vjp_method` is
-    `"single-step"`), and
+    `"single-step"`, and every number of a leaf is a neuron of its own, whatever
+    `position_size`), and
 
     - `leak`: the fraction of the state that is retained in a step, 1 - α, in [0, 1].
     - `feedback`, `key`: as for [`etrace.EProp`][].
 
-    **Raises:** ValueError, when the model is first seen, if a group has more than one
-    number a neuron.
+    **Raises:** ValueError, when the model is first seen, if several leaves of the state
+    depend on each other number by number.
 
     ??? cite "Reference"
 
@@ -64,6 +66,10 @@ class RFLO(PerParameterRule):
 
     def _recurrence(self) -> Recurrence:
         return self.leak
+
+    def _graph_options(self) -> GraphOptions:
+        # The leak is the derivative of one number by itself.
+        return dataclasses.replace(super()._graph_options(), position_size=1)
 
     def _learning_signals(
         self, window: Window, signals: LearningSignals

@@ -110,6 +110,10 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: of_rule(etrace.DRTRL, mixing_tails="local"),
         "like['algorithm'].mixing_tails: saved was 'now', like has 'local'",
     ),
+    "size of positions": (
+        lambda: of_rule(etrace.DRTRL, position_size=4),
+        "like['algorithm'].position_size: saved was 16, like has 4",
+    ),
     "rule, by its traces": (
         lambda: full(state=etrace.ESDRTRL(Net(), decay=0.5).init(X)),
         "like['state'][2].data[0]: saved was float64[1, 1, 1, 12, 3], like has "

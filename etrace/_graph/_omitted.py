@@ -1,0 +1,108 @@
+"""What no trace follows from one step to the next, place by place."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ._graph import Graph
+from ._inner import Place
+from ._losses import (
+    ANOTHERS_LEAK,
+    ANOTHERS_MEMORY,
+    NOBODYS_MEMORY,
+    OWN_RECURRENCE,
+    Loss,
+    Reason,
+    moved_there,
+    other_position,
+    too_large,
+)
+from ._positions import UNSET
+from ._program import Edge
+from ._where import short
+
+Filters = Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`
+
+
+def of_parameters(graph: Graph) -> Iterator[Loss]:
+    """Parameters that reach the state without a trace."""
+    names = graph.call.params.names()
+    for o in graph.occurrences:
+        if o.status in ("now", "partly"):
+            equation = graph.program.equations[o.edge[0]]
+            what = tuple(names[p] for p in o.parameters)
+            where = short(equation.source)
+            yield Loss(what, equation.name, where, o.reason, o.remedy)
+
+
+def of_states(graph: Graph, filters: Filters) -> Iterator[Loss]:
+    """Ways from the state that are left out."""
+    if graph.options.follows_all:
+        return
+    positions, equations = graph.positions, graph.program.equations
+    for edge, label in graph.exits.closed.items():
+        if edge not in positions.cuts:
+            yield _at(graph, edge, label, of_size(graph, edge) or OWN_RECURRENCE)
+    for edge, label in graph.exits.open.items():
+        why = _of_exit(graph, edge, label, filters)
+        if why is not None:
+            yield _at(graph, edge, label, why)
+    most = graph.options.position_size
+    for (i, j), mask in positions.cuts.items():
+        label = positions.forward[equations[i].inputs[j]]
+        why = of_size(graph, (i, j)) or other_position(int(mask.sum()), most)
+        yield _at(graph, (i, j), label, why)
+    names = graph.coordinates.names()
+    for leaf, mask in positions.moved.items():
+        why = of_size(graph, leaf) or moved_there(int(mask.sum()), most)
+        yield Loss((names[leaf],), "", "", why.text, why.remedy)
+
+
+def of_size(graph: Graph, place: Place) -> Reason | None:
+    """Why the coupling at a place is left out, if only for the numbers that one
+    position would have."""
+    numbers, options = graph.too_large.get(place), graph.options
+    if numbers is None or isinstance(options.recurrence, float) or options.follows_all:
+        return None
+    return too_large(numbers, options.position_size)
+
+
+def groups_at(graph: Graph, place: Place) -> set[int]:
+    """The groups whose old state is read at a place."""
+    if isinstance(place, int):
+        return {
+            g for g, own in enumerate(graph.positions.groups) if place in own.leaves
+        }
+    label = graph.positions.forward[graph.program.operand(place)]
+    return set(graph.positions.group_of(label[label >= 0]).tolist())
+
+
+def _of_exit(
+    graph: Graph, edge: Edge, label: np.ndarray, filters: Filters
+) -> Reason | None:
+    if not graph.leaves_by_mixing(edge):
+        return None
+    groups = np.unique(graph.positions.group_of(label[label != UNSET]))
+    filtered = all(filters(graph, edge, int(g)) for g in groups)
+    if _is_remembered(graph, edge, groups):
+        return ANOTHERS_LEAK if filtered else ANOTHERS_MEMORY
+    return NOBODYS_MEMORY if filtered else None
+
+
+def _is_remembered(graph: Graph, edge: Edge, groups: np.ndarray) -> bool:
+    """Whether another group than those that leave there keeps what it reads."""
+    outputs = graph.program.equations[edge[0]].outputs
+    return any(
+        graph.positions.flows_into(g, outputs) and coupled.any()
+        for g, coupled in enumerate(graph.couplings)
+        if g not in groups
+    )
+
+
+def _at(graph: Graph, edge: Edge, label: np.ndarray, why: Reason) -> Loss:
+    names, positions = graph.coordinates.names(), graph.positions
+    groups = np.unique(positions.group_of(label[label != UNSET]))
+    leaves = [names[k] for g in groups for k in positions.groups[g].leaves]
+    equation = graph.program.equations[edge[0]]
+    where = short(equation.source)
+    return Loss(tuple(leaves), equation.name, where, why.text, why.remedy)
