@@ -11,6 +11,7 @@ from ._checkpoint import (
 )
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData
 from ._graph import (
+    LostCreditWarning as LostCreditWarning,
     Report as Report,
     UntracedParameterWarning as UntracedParameterWarning,
 )

@@ -30,6 +30,8 @@ from ._graph import (
     Report,
     graph_of,
     is_inexact,
+    unheard,
+    warn_of_unheard,
 )
 from ._model import check_model, is_array, split_model
 from ._options import VjpMethod, check_options
@@ -162,7 +164,9 @@ class ETraceVjpAlgorithm(eqx.Module):
         """
         graph, batch = self._graph(inputs)
         trace = placed(self, inputs, self.trace_spec(graph, batch))
-        return Report(graph, self.name, batch, trace, self.batched, self._filters)
+        silent = self._unheard(graph)
+        filters = self._filters
+        return Report(graph, self.name, batch, trace, self.batched, filters, silent)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
         """Shapes and dtypes of what this algorithm stores for a graph."""
@@ -401,6 +405,11 @@ class ETraceVjpAlgorithm(eqx.Module):
         reads it there would."""
         return False
 
+    def _hears(self, graph: Graph, group: int) -> bool:
+        """Whether the rule has a signal for the past of a group though no output of
+        the same step reads it."""
+        return False
+
     def keeps(self, base: type, *names: str) -> bool:
         """Whether these methods are still those of `base`, not overridden."""
         return all(getattr(type(self), n) is getattr(base, n) for n in names)
@@ -417,7 +426,13 @@ class ETraceVjpAlgorithm(eqx.Module):
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         step = (self.model, self.hidden_filter, treedef.unflatten(one))
-        return graph_of(*step, self._graph_options()), batch
+        graph = graph_of(*step, self._graph_options())
+        warn_of_unheard(graph, self._unheard(graph), self.name)
+        return graph, batch
+
+    def _unheard(self, graph: Graph) -> tuple[int, ...]:
+        """The groups with traces that no signal reaches."""
+        return tuple(g for g in unheard(graph) if not self._hears(graph, g))
 
 
 @eqx.filter_jit

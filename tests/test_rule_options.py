@@ -157,7 +157,7 @@ def test_a_budget_of_bytes_is_kept():
 
 
 WRONG: list[tuple[Any, type, str]] = [
-    (functools.partial(etrace.EProp, kappa=1.0), ValueError, "kappa is 1.0"),
+    (functools.partial(etrace.EProp, kappa=1.1), ValueError, "kappa is 1.1"),
     (functools.partial(etrace.EProp, kappa="x"), TypeError, "kappa is 'x'"),
     (functools.partial(etrace.EProp, feedback="mirror"), ValueError, "feedback must"),
     (functools.partial(etrace.EProp, feedback="random", key=3), TypeError, "key is 3"),

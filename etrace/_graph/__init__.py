@@ -7,11 +7,14 @@ from ._batched import (
     stopped as stopped,
     take as take,
 )
+from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
 from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (
+    LostCreditWarning as LostCreditWarning,
     UntracedParameterWarning as UntracedParameterWarning,
     graph_of as graph_of,
+    warn_of_unheard as warn_of_unheard,
 )
 from ._options import (
     GraphOptions as GraphOptions,
@@ -25,7 +28,7 @@ from ._propagation import (
     Propagation as Propagation,
 )
 from ._reach import positions_of as positions_of, reach as reach
-from ._report import Report as Report, table as table
+from ._report import Report as Report, Row as Row, table as table
 from ._steps import (
     Rolled as Rolled,
     Steps as Steps,

@@ -17,7 +17,7 @@ from .._model import Call, Spec, is_array, split_model
 from ._graph import Graph, analyse
 from ._options import GraphOptions
 from ._primitives import concrete
-from ._report import untraced
+from ._report import silent, untraced
 from ._where import warn
 
 
@@ -25,6 +25,15 @@ class UntracedParameterWarning(UserWarning):
     """A parameter that reaches the state is left without a trace.
 
     It keeps its exact instantaneous gradient; what it did in the past is not credited.
+    """
+
+
+class LostCreditWarning(UserWarning):
+    """Parameters are traced, but no signal reaches the state that their traces are of.
+
+    In single-step mode signals come from the outputs of the same step. Here none reads
+    that state, only what other parts of the state remember does: what the parameters
+    did in the past is not credited.
     """
 
 
@@ -130,3 +139,10 @@ def _described(graph: Graph) -> tuple[Any, ...]:
 
 
 copyreg.pickle(Graph, _described)
+
+
+@functools.lru_cache(maxsize=256)
+def warn_of_unheard(graph: Graph, groups: tuple[int, ...], name: str) -> None:
+    """Warns, once, that no signal of the rule of this name reaches these groups."""
+    if groups:
+        warn(f"{name}: {silent(graph, groups)}", LostCreditWarning)

@@ -53,6 +53,14 @@ NOBODYS_MEMORY = Reason(
 )
 
 
+UNHEARD = Reason(
+    "no output of the same step reads it, so that its past gets no credit",
+    "Signals of single steps come from outputs of the same step. Let one read it, or "
+    "keep what is queued or counted as further numbers of the same neurons. Or use "
+    'vjp_method="multi-step" with windows that span the delay, SnAp(n), or RTRL.',
+)
+
+
 def not_traceable(primitive: str) -> Reason:
     return Reason(
         f"{primitive} is not a traceable operation",

@@ -1,9 +1,10 @@
 """What no trace follows from one step to the next, place by place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
+from ._credit import exits_of
 from ._graph import Graph
 from ._inner import Place
 from ._losses import (
@@ -11,6 +12,7 @@ from ._losses import (
     ANOTHERS_MEMORY,
     NOBODYS_MEMORY,
     OWN_RECURRENCE,
+    UNHEARD,
     Loss,
     Reason,
     moved_there,
@@ -35,8 +37,17 @@ def of_parameters(graph: Graph) -> Iterator[Loss]:
             yield Loss(what, equation.name, where, o.reason, o.remedy)
 
 
-def of_states(graph: Graph, filters: Filters) -> Iterator[Loss]:
-    """Ways from the state that are left out."""
+def of_groups(graph: Graph, unheard: Collection[int]) -> Iterator[Loss]:
+    """Groups that no signal reaches, at the places where others read them."""
+    for g in unheard:
+        for edge in exits_of(graph, g):
+            yield _at(graph, edge, graph.exits.open[edge], UNHEARD)
+
+
+def of_states(
+    graph: Graph, filters: Filters, unheard: Collection[int]
+) -> Iterator[Loss]:
+    """Ways from the state that are left out, apart from those of `of_groups`."""
     if graph.options.follows_all:
         return
     positions, equations = graph.positions, graph.program.equations
@@ -44,7 +55,8 @@ def of_states(graph: Graph, filters: Filters) -> Iterator[Loss]:
         if edge not in positions.cuts:
             yield _at(graph, edge, label, of_size(graph, edge) or OWN_RECURRENCE)
     for edge, label in graph.exits.open.items():
-        why = _of_exit(graph, edge, label, filters)
+        silent = any(edge in exits_of(graph, g) for g in unheard)
+        why = None if silent else _of_exit(graph, edge, label, filters)
         if why is not None:
             yield _at(graph, edge, label, why)
     most = graph.options.position_size

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._credit import readers
 from ._graph import Graph, Occurrence
-from ._losses import Loss
-from ._omitted import Filters, groups_at, of_parameters, of_size, of_states
+from ._losses import UNHEARD, Loss
+from ._omitted import Filters, groups_at, of_groups, of_parameters, of_size, of_states
 from ._where import short
 
 
@@ -56,6 +57,7 @@ class Report:
     trace: Any  # shapes of what the rule stores
     batched: bool  # whether they have a batch axis in front
     filters: Filters
+    unheard: tuple[int, ...]  # groups that no signal reaches
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +80,7 @@ class Report:
             for t, s in enumerate(graph.traces)
             if occurrence.site is not None and s.site == occurrence.site
         ]
+        groups = tuple(graph.traces[t].group for t in traces)
         primitive, shapes, source = "output", "", ""
         if i < len(graph.program.equations):
             e = graph.program.equations[i]
@@ -97,18 +100,19 @@ class Report:
                 shapes,
                 source,
                 occurrence.status,
-                self._reason(occurrence),
-                tuple(graph.traces[t].group for t in traces),
+                self._reason(occurrence, groups),
+                groups,
                 tuple(x[self.batched :] for x in numbers),
                 0 if n else size,
             )
 
-    def _reason(self, occurrence: Occurrence) -> str:
-        """Why it is not (fully) traced, and what of the state its operation cuts."""
+    def _reason(self, occurrence: Occurrence, groups: tuple[int, ...]) -> str:
+        """Why it is not (fully) traced or credited, and what its operation cuts."""
         i, _ = occurrence.edge
         places = [p for p in self.graph.too_large if isinstance(p, tuple) and p[0] == i]
         found = [why for p in places if (why := of_size(self.graph, p))]
-        parts = [occurrence.reason]
+        silent = [g for g in groups if g in self.unheard]
+        parts = [occurrence.reason, *(f"group {g}: {UNHEARD.text}" for g in silent)]
         parts += [f"{why.text}; {why.remedy}" for why in dict.fromkeys(found)]
         return "; ".join(part.rstrip(".") for part in parts if part)
 
@@ -162,10 +166,12 @@ class Report:
                 ", ".join(names[k] for k in g.leaves),
                 str(g.size),
                 str(g.components) + self._wanted(n),
+                "; ".join(readers(self.graph, n)) or "nothing",
             ]
             for n, g in enumerate(self.graph.positions.groups)
         ]
-        return table(["group", "state leaves", "positions", "numbers each"], rows)
+        head = ["group", "state leaves", "positions", "numbers each", "read by"]
+        return table(head, rows)
 
     def _wanted(self, group: int) -> str:
         """How many numbers its positions would have, if that is too many."""
@@ -179,7 +185,9 @@ class Report:
     @functools.cached_property
     def losses(self) -> tuple[Loss, ...]:
         """Everything that no trace follows, with the reason and a remedy."""
-        found = [*of_parameters(self.graph), *of_states(self.graph, self.filters)]
+        graph, unheard = self.graph, self.unheard
+        found = [*of_parameters(graph), *of_groups(graph, unheard)]
+        found += of_states(graph, self.filters, unheard)
         return tuple(dict.fromkeys(found))
 
 
@@ -191,6 +199,20 @@ def untraced(graph: Graph) -> str:
     return (
         "these parameters reach the state but are not (fully) traced; they keep their "
         "exact instantaneous gradient. See print(algorithm.graph(*inputs)).\n"
+        + "\n".join(lines)
+    )
+
+
+def silent(graph: Graph, unheard: Sequence[int]) -> str:
+    """A message about groups that no signal reaches."""
+    names = graph.call.params.names()
+    sites = {t.site for t in graph.traces if t.group in unheard}
+    found = (o.parameters for o in graph.occurrences if o.site in sites)
+    parameters = dict.fromkeys(names[p] for own in found for p in own)
+    lines = [f"  {loss}" for loss in of_groups(graph, unheard)]
+    return (
+        f"the past of {', '.join(parameters)} gets no credit: single-step signals do "
+        "not reach the state that remembers it. See print(algorithm.graph(*inputs)).\n"
         + "\n".join(lines)
     )
 

@@ -81,10 +81,10 @@ class DNI(WrappingRule):
             rule=self.rule,
             window=window,
             batched=self.batched,
-            trace_dtype=self.trace_dtype,
+            trace_dtype=self.inner.trace_dtype,
             hidden_filter=self.hidden_filter,
-            mixing_tails=self.mixing_tails,
-            position_size=self.position_size,
+            mixing_tails=self.inner.mixing_tails,
+            position_size=self.inner.position_size,
         )
 
     def _gradients(

@@ -39,8 +39,9 @@ class EProp(PerParameterRule):
     **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][] (`vjp_method` is
     `"single-step"`), and
 
-    - `kappa`: what the filter keeps in a step, in [0, 1); exp(-dt / τ) of a read-out
-        with time constant τ. 0 for no filter.
+    - `kappa`: what the filter keeps in a step, in [0, 1]; exp(-dt / τ) of a read-out
+        with time constant τ. 0 for no filter, 1 for a read-out that forgets nothing,
+        such as a count of spikes.
     - `feedback`: the signal at exits that mixing operations read. `"symmetric"`: λ, by
         differentiation. `"random"`: fixed random weights from the error of the outputs,
         of any width. `"adaptive"`: the same, following the changes of the read-out
@@ -70,7 +71,7 @@ class EProp(PerParameterRule):
     ):
         check_single_step(type(self), vjp_method)
         super().__init__(model, name, vjp_method, **options)
-        self.kappa = check_fraction("kappa", kappa)
+        self.kappa = check_fraction("kappa", kappa, one=True)
         self.feedback = FeedbackWeights(feedback, key, model)
 
     def _recurrence(self) -> Recurrence:
@@ -82,6 +83,9 @@ class EProp(PerParameterRule):
     def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
         later = graph.leaves_by_mixing(edge) and graph.feeds_another(edge, group)
         return later and self.kappa > 0
+
+    def _hears(self, graph: Graph, group: int) -> bool:
+        return self.feedback.hears(graph, group)
 
     def _learning_signals(
         self, window: Window, signals: LearningSignals

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._backward import LearningSignals
-from .._graph import Edge, Graph
+from .._graph import Edge, Graph, exits_of
 from .._model import split_model
 from .._window import Window
 from ._options import check_key
@@ -58,6 +58,11 @@ class FeedbackWeights(eqx.Module):
                 own = (error.astype(own.dtype) @ weights.T).reshape(own.shape)
             result.append(own)
         return signals.replaced(result)
+
+    def hears(self, graph: Graph, group: int) -> bool:
+        """Whether the error is sent to an exit of a group, whatever it leads to."""
+        exits = exits_of(graph, group)
+        return self.kind != "symmetric" and any(map(graph.leaves_by_mixing, exits))
 
     def _check(self, graph: Graph, width: int) -> None:
         """An adaptive one needs a read-out to follow."""

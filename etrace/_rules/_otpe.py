@@ -43,7 +43,7 @@ class OTPE(PerParameterRule):
     **Arguments:** those of [`etrace.ETraceVjpAlgorithm`][] (`vjp_method` is
     `"single-step"`), and
 
-    - `leak`: λ, what the membranes of the later layers keep in a step, in [0, 1).
+    - `leak`: λ, what the membranes of the later layers keep in a step, in [0, 1].
     - `factored`: whether traces are held in two factors.
 
     ??? cite "Reference"
@@ -67,7 +67,7 @@ class OTPE(PerParameterRule):
     ):
         check_single_step(type(self), vjp_method)
         super().__init__(model, name, vjp_method, **options)
-        self.leak = check_fraction("leak", leak)
+        self.leak = check_fraction("leak", leak, one=True)
         self.factored = factored
 
     def _recurrence(self) -> Recurrence:

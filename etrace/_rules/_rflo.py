@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._backward import LearningSignals
-from .._graph import GraphOptions, Recurrence
+from .._graph import Graph, GraphOptions, Recurrence
 from .._options import Options, VjpMethod
 from .._window import Window
 from ._feedback import Feedback, FeedbackWeights
@@ -70,6 +70,9 @@ class RFLO(PerParameterRule):
     def _graph_options(self) -> GraphOptions:
         # The leak is the derivative of one number by itself.
         return dataclasses.replace(super()._graph_options(), position_size=1)
+
+    def _hears(self, graph: Graph, group: int) -> bool:
+        return self.feedback.hears(graph, group)
 
     def _learning_signals(
         self, window: Window, signals: LearningSignals

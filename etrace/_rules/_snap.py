@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._backward import LearningSignals
-from .._graph import Graph, positions_of, reach
+from .._graph import Graph, heard, positions_of, reach
 from .._window import Window
 from ._whole_step import At, WholeStep, WholeStepRule, stored_dtype
 
@@ -69,6 +69,14 @@ class SnAp(WholeStepRule):
         self, data: Data, window: Window, signals: LearningSignals
     ) -> PyTree:
         return signals.gradients(self._past(data, window, signals))
+
+    def _hears(self, graph: Graph, group: int) -> bool:
+        # Within n steps what a weight did may have reached a group that outputs read.
+        known, groups = heard(graph), graph.positions.group_of(positions_of(graph))
+        reached = reach(graph, self.n)
+        own = {t.site for t in graph.traces if t.group == group}
+        at = [groups[reached[s].any(axis=(1, 2))].tolist() for s in own]
+        return all(known.intersection(g) for g in at)
 
     def _signal(self, step: WholeStep, signals: LearningSignals) -> PyTree:
         if self.vjp_method == "multi-step":

@@ -33,6 +33,9 @@ class WrappingRule(ETraceVjpAlgorithm):
     def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
         return self.inner._filters(graph, edge, group)
 
+    def _hears(self, graph: Graph, group: int) -> bool:
+        return True  # the signal of the wrapper goes to the state itself
+
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         return self.inner._init_etrace_data(graph, batch)
 

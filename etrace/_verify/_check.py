@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence, check_window
-from .._graph import table
+from .._graph import Row, table
 from .._loss import Loss, LossFn, Reduction
 from .._mask import finite_inputs
 from .._rules import RTRL
@@ -31,6 +31,7 @@ class CheckedParameter:
 
     - `name`: where it is in the model, such as `.cell.weight_hh`.
     - `status`: as in a [`etrace.Report`][]; of several, the one that leaves out most.
+    - `reason`: what the report says is left out of its gradient.
     - `comparison`: of the rule's gradient with that of backpropagation through time.
     - `rtrl`: |r - e| / |e| of the gradient r of RTRL and that of backpropagation, None
         if RTRL was not affordable.
@@ -40,6 +41,7 @@ class CheckedParameter:
 
     name: str
     status: str
+    reason: str
     comparison: Comparison
     rtrl: float | None
     slope: float
@@ -51,11 +53,11 @@ class GradientCheck:
 
     - `name`: of the algorithm.
     - `parameters`: of each its `name`, its `status` as in a [`etrace.Report`][] (of
-        several, the one that leaves out most), a `comparison` of the rule's gradient g
-        with that of backpropagation e, and two tests of the latter: `rtrl` and `slope`,
-        the relative difference from the gradient of RTRL (None if that is not
-        affordable), and of the slope along a random direction from differences of
-        losses.
+        several, the one that leaves out most) with the `reason` given there, a
+        `comparison` of the rule's gradient g with that of backpropagation e, and two
+        tests of the latter: `rtrl` and `slope`, the relative difference from the
+        gradient of RTRL (None if that is not affordable), and of the slope along a
+        random direction from differences of losses.
     - `total`: the comparison of all parameters as one vector. A comparison has the
         `norm` |e|, the `cosine` of the angle between g and e, the `error`
         |g - e| / |e|, the `ratio` |g| / |e|, and the fraction of numbers whose `signs`
@@ -82,12 +84,9 @@ class GradientCheck:
 
     def __str__(self) -> str:
         head = ["parameter", "status", "cosine", "error", "norms", "signs"]
-        head += ["BPTT - RTRL", "BPTT - slope"]
-        rows = [
-            [p.name, p.status, *_shown(p.comparison), _small(p.rtrl), _small(p.slope)]
-            for p in self.parameters
-        ]
-        rows.append(["all", "", *_shown(self.total), "", ""])
+        head += ["BPTT - RTRL", "BPTT - slope", "note"]
+        rows = [[*_row(p), p.reason] for p in self.parameters]
+        rows.append(["all", "", *_shown(self.total), "", "", ""])
         lags = [
             [_steps(lag), f"{lag.share:.2f}", *_shown(lag.comparison)]
             for lag in self.lags
@@ -195,10 +194,10 @@ def check_gradients(
     leaves = [jax.tree.leaves(tree) for tree in (gradient, exact)]
     by_rtrl = _distances(RTRL, algorithm, driver, state, data, leaves[1])
     by_slope = slopes(loss, algorithm, state, sequence, exact)
-    statuses = _statuses(algorithm, sequence)
+    said = _said(algorithm, sequence)
     parameters = tuple(
         CheckedParameter(
-            name, statuses.get(name, "unused"), compared(g, e), r, _relative(*slope)
+            name, *said.get(name, ("unused", "")), compared(g, e), r, _relative(*slope)
         )
         for name, g, e, r, slope in zip(names, *leaves, by_rtrl, by_slope, strict=True)
     )
@@ -228,15 +227,26 @@ def _distances(
     return [compared(r, e).error for r, e in zip(jax.tree.leaves(found), exact)]
 
 
-def _statuses(algorithm: ETraceVjpAlgorithm, sequence: Sequence) -> dict[str, str]:
+def _said(
+    algorithm: ETraceVjpAlgorithm, sequence: Sequence
+) -> dict[str, tuple[str, str]]:
+    """By parameter, (status, reasons) of the report."""
     first = jax.tree.map(lambda x: x[0], sequence.inputs)
-    rows = algorithm.graph(*first).rows
     order = ("output", "traced", "partly", "now")
-    found: dict[str, str] = {}
-    for row in rows:
-        both = (row.status, found.get(row.parameter, row.status))
-        found[row.parameter] = max(both, key=order.index)
-    return found
+    found: dict[str, list[Row]] = {}
+    for row in algorithm.graph(*first).rows:
+        found.setdefault(row.parameter, []).append(row)
+    return {
+        name: (
+            max((row.status for row in rows), key=order.index),
+            "; ".join(dict.fromkeys(row.reason for row in rows if row.reason)),
+        )
+        for name, rows in found.items()
+    }
+
+
+def _row(p: CheckedParameter) -> list[str]:
+    return [p.name, p.status, *_shown(p.comparison), _small(p.rtrl), _small(p.slope)]
 
 
 def _relative(found: float, expected: float, rounding: float) -> float:
