@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 from ._axes import Axes, batch_size
 from ._backward import LearningSignals, backwards
 from ._by_name import by_name, by_value
-from ._check import check_call
+from ._check import check_call, guarded
 from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
@@ -36,6 +36,7 @@ from ._graph import (
 from ._model import check_model, is_array, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
+from ._rewire import rewired
 from ._trace import Trace
 from ._window import Window
 from ._xla import wait
@@ -147,7 +148,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         """
         inputs = as_arrays(inputs)
         check_call(self, hidden, other, trace, inputs)
-        return updated(self, hidden, other, trace, inputs)
+        return updated(guarded(self, trace.graph), hidden, other, trace, inputs)
 
     def check(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -181,7 +182,11 @@ class ETraceVjpAlgorithm(eqx.Module):
         return graph.outputs.tree(lead)
 
     def with_model(self, model: eqx.Module) -> "ETraceVjpAlgorithm":
-        """The same algorithm with another model of the same structure."""
+        """The same algorithm with another model of the same structure.
+
+        A state goes on with it if the parameters alone are others. If constants are,
+        such as a mask, see `rewired`.
+        """
         check_model(model)
         return eqx.tree_at(lambda a: a.model, self, model)
 
@@ -195,6 +200,30 @@ class ETraceVjpAlgorithm(eqx.Module):
         # Copies of functions would be others to `jax.jit`.
         copied = lambda x: copy.deepcopy(x, memo) if is_array(x) else x  # noqa: E731
         return jax.tree.map(copied, self)
+
+    def rewired(
+        self, state: tuple[PyTree, PyTree, Trace], model: eqx.Module
+    ) -> tuple["ETraceVjpAlgorithm", tuple[PyTree, PyTree, Trace]]:
+        """The algorithm and its state for the same model with other constants, such as
+        masks on its weights.
+
+        Connections that are kept go on with their traces, those that have grown begin
+        with none: their gradients are exact as far as the rule is. A connection that
+        was pruned gets no gradient any more, neither for what it did before. Where a
+        constant scales a weight, its trace is scaled back.
+
+        **Arguments:**
+
+        - `state`: `(hidden, other, trace)` of this algorithm.
+        - `model`: the new model; its parameters may have changed, too.
+
+        **Returns:** `(algorithm, state)` to go on with.
+
+        **Raises:** ValueError if the rule does not keep one trace per parameter where
+        the weights are rewired, or the model changes in more than that.
+        """
+        hidden, other, trace = state
+        return self.with_model(model), (hidden, other, rewired(self, trace, model))
 
     # ----------------------------------------------------------------- the custom VJP
 

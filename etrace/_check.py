@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._data import untag
-from ._graph import Graph
+from ._graph import Graph, digest, fixed
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
 from ._placement import check_placement
 
@@ -25,6 +25,60 @@ def check_call(
     inputs: tuple[PyTree, ...],
 ) -> None:
     """Raises unless state and inputs are what `init` led to expect."""
+    graph = _graph_of(trace)
+    _check_kept(hidden=hidden, other=other, trace=trace)
+    check_placement(
+        model=algorithm.model, hidden=hidden, other=other, trace=trace, inputs=inputs
+    )
+    call = graph.call
+    check_belongs(algorithm.model, trace)
+    batch = 1 if algorithm.batched else 0
+    _check_state("hidden", hidden, call.hidden, batch)
+    _check_state("other", other, call.other, batch)
+    _check_inputs(inputs, call.inputs, batch)
+    _check_batch(algorithm, hidden, other, inputs)
+    _check_trace(algorithm, graph, trace.data, hidden)
+
+
+def check_belongs(
+    model: eqx.Module, trace: Any, *, ignoring_constants: bool = False
+) -> None:
+    """Raises unless a trace was made for this model, but for its parameters."""
+    graph = _graph_of(trace)
+    _check_model(model, graph.call)
+    now = jax.tree.leaves(split_model(model)[1])
+    if not ignoring_constants:
+        for n, (_, then) in fixed(graph).items():
+            if digest(now[n]) not in (None, then):
+                raise ValueError(_changed(graph, n))
+
+
+def guarded(algorithm: Any, graph: Graph) -> Any:
+    """The algorithm, after `check_belongs`.
+
+    Inside `jax.jit` the values of constants are not known: there it is one that raises
+    when it is run with others than those of `graph`, that of the trace.
+    """
+    params, consts, static = split_model(algorithm.model)
+    leaves, treedef = jax.tree.flatten(consts)
+    for n, (then, _) in fixed(graph).items():
+        if isinstance(leaves[n], Tracer):
+            differs = jnp.any(leaves[n] != then)
+            leaves[n] = eqx.error_if(leaves[n], differs, _changed(graph, n))
+    consts = treedef.unflatten(leaves)
+    return algorithm.with_model(eqx.combine(params, consts, static))
+
+
+def _changed(graph: Graph, constant: int) -> str:
+    return (
+        f"model{graph.call.consts.names()[constant]} has changed since the trace was "
+        "made: a constant that the trace depends on, such as a mask on weights. Move "
+        "the state over with algorithm, state = algorithm.rewired(state, new_model), "
+        "or begin with a fresh one, init(...)."
+    )
+
+
+def _graph_of(trace: Any) -> Graph:
     graph = getattr(trace, "graph", None)
     if not isinstance(graph, Graph):
         raise TypeError(
@@ -32,18 +86,7 @@ def check_call(
             "init(...) or update(...) returned. Pass its parts in order: "
             "update(hidden, other, trace, *inputs)."
         )
-    _check_kept(hidden=hidden, other=other, trace=trace)
-    check_placement(
-        model=algorithm.model, hidden=hidden, other=other, trace=trace, inputs=inputs
-    )
-    call = graph.call
-    _check_model(algorithm.model, call)
-    batch = 1 if algorithm.batched else 0
-    _check_state("hidden", hidden, call.hidden, batch)
-    _check_state("other", other, call.other, batch)
-    _check_inputs(inputs, call.inputs, batch)
-    _check_batch(algorithm, hidden, other, inputs)
-    _check_trace(algorithm, graph, trace.data, hidden)
+    return graph
 
 
 def _check_kept(**trees: PyTree) -> None:

@@ -12,7 +12,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._algorithm import ETraceVjpAlgorithm
+from ._algorithm import ETraceVjpAlgorithm, updated
+from ._check import guarded
 from ._check_sequence import (
     Sequence,
     check_optimiser,
@@ -91,6 +92,7 @@ def value_and_grad(
     ) -> Any:
         arguments = (inputs, targets, mask, modulator)
         sequence, graph = loss.prepare(algorithm, state, *arguments)
+        algorithm = guarded(algorithm, graph)
         start, state = starting(algorithm, graph, state, sequence)
         return _value_and_grad((loss, algorithm, sequence, start), state)
 
@@ -165,6 +167,7 @@ def learn(
     ) -> Any:
         arguments = (inputs, targets, mask, modulator)
         sequence, graph = loss.prepare(algorithm, state, *arguments)
+        algorithm = guarded(algorithm, graph)
         start, state = starting(algorithm, graph, state, sequence)
         if optimiser_state is None:
             params = eqx.filter(algorithm.model, eqx.is_inexact_array)
@@ -223,6 +226,7 @@ def evolve(
     check_window(window, "sum")
     sequence = check_sequence(algorithm, inputs, None, None)
     graph = graph_for(algorithm, state, sequence)
+    algorithm = guarded(algorithm, graph)
     start, state = starting(algorithm, graph, state, sequence)
     return _evolve((algorithm, sequence, start, window), state)
 
@@ -233,7 +237,8 @@ def _evolve(kept, state):
     state = with_trace(algorithm, begun(start, state, sequence))
 
     def step(state, part):
-        outputs, *state = algorithm.update(*state, *map(MultiStepData, part.inputs))
+        inputs = tuple(map(MultiStepData, part.inputs))
+        outputs, *state = updated(algorithm, *state, inputs)
         return tuple(state), outputs
 
     state, results = over_windows(step, state, sequence, window)

@@ -7,12 +7,14 @@ from ._batched import (
     stopped as stopped,
     take as take,
 )
+from ._constants import fixed as fixed
 from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
 from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (
     LostCreditWarning as LostCreditWarning,
     UntracedParameterWarning as UntracedParameterWarning,
+    digest as digest,
     graph_of as graph_of,
     warn_of_unheard as warn_of_unheard,
 )

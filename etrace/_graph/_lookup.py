@@ -54,11 +54,11 @@ def _kept(leaf: Any) -> Hashable:
     constant its value."""
     if not is_array(leaf):
         return type(leaf), leaf
-    digest = None if eqx.is_inexact_array(leaf) else _digest(leaf)
-    return leaf.shape, leaf.dtype, digest
+    value = None if eqx.is_inexact_array(leaf) else digest(leaf)
+    return leaf.shape, leaf.dtype, value
 
 
-def _digest(array: Any) -> bytes | None:
+def digest(array: Any) -> bytes | None:
     """Of a value that may be large, if it is known; not again for an array that cannot
     change."""
     known = _digests.get(id(array))
@@ -67,11 +67,11 @@ def _digest(array: Any) -> bytes | None:
     value = concrete(array)
     if value is None:
         return None
-    digest = hashlib.sha256(value.tobytes()).digest()
+    found = hashlib.sha256(value.tobytes()).digest()
     if isinstance(array, jax.Array):
         gone = lambda _, key=id(array): _digests.pop(key, None)  # noqa: E731
-        _digests[id(array)] = weakref.ref(array, gone), digest
-    return digest
+        _digests[id(array)] = weakref.ref(array, gone), found
+    return found
 
 
 _digests: dict[int, tuple[weakref.ref, bytes]] = {}

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, updated
 from .._backward import LearningSignals
-from .._check import check_call
+from .._check import check_call, guarded
 from .._data import as_arrays
 from .._forward import Ran
 from .._graph import Graph, take
@@ -90,7 +90,7 @@ class ThreeFactor(WrappingRule):
         batch = len(jax.tree.leaves(hidden)[0]) if self.batched else None
         value = check_modulator(modulator, trace.graph, batch, inputs)
         inputs = (*inputs, Modulation(value))
-        return updated(self, hidden, other, trace, inputs)
+        return updated(guarded(self, trace.graph), hidden, other, trace, inputs)
 
     def _takes_modulator(self) -> bool:
         return True
