@@ -208,9 +208,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         masks on its weights.
 
         Connections that are kept go on with their traces, those that have grown begin
-        with none: their gradients are exact as far as the rule is. A connection that
-        was pruned gets no gradient any more, neither for what it did before. Where a
-        constant scales a weight, its trace is scaled back.
+        with none. A connection that was pruned gets no gradient any more, nor for what
+        it did before. Where a constant scales a weight, its trace is scaled back.
 
         **Arguments:**
 
@@ -219,8 +218,8 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         **Returns:** `(algorithm, state)` to go on with.
 
-        **Raises:** ValueError if the rule does not keep one trace per parameter where
-        the weights are rewired, or the model changes in more than that.
+        **Raises:** ValueError if the rule keeps no trace of each parameter that is
+        rewired, or the model changes in more than that.
         """
         hidden, other, trace = state
         return self.with_model(model), (hidden, other, rewired(self, trace, model))

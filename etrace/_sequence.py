@@ -90,8 +90,8 @@ def value_and_grad(
         mask: Any = None,
         modulator: Any = None,
     ) -> Any:
-        arguments = (inputs, targets, mask, modulator)
-        sequence, graph = loss.prepare(algorithm, state, *arguments)
+        given = (state, inputs, targets, mask, modulator)
+        sequence, graph = loss.prepare(algorithm, *given)
         algorithm = guarded(algorithm, graph)
         start, state = starting(algorithm, graph, state, sequence)
         return _value_and_grad((loss, algorithm, sequence, start), state)
@@ -165,8 +165,8 @@ def learn(
         mask: Any = None,
         modulator: Any = None,
     ) -> Any:
-        arguments = (inputs, targets, mask, modulator)
-        sequence, graph = loss.prepare(algorithm, state, *arguments)
+        given = (state, inputs, targets, mask, modulator)
+        sequence, graph = loss.prepare(algorithm, *given)
         algorithm = guarded(algorithm, graph)
         start, state = starting(algorithm, graph, state, sequence)
         if optimiser_state is None:
@@ -237,8 +237,7 @@ def _evolve(kept, state):
     state = with_trace(algorithm, begun(start, state, sequence))
 
     def step(state, part):
-        inputs = tuple(map(MultiStepData, part.inputs))
-        outputs, *state = updated(algorithm, *state, inputs)
+        outputs, *state = updated(algorithm, *state, part.steps)
         return tuple(state), outputs
 
     state, results = over_windows(step, state, sequence, window)
