@@ -7,6 +7,7 @@ the past".
 
 import abc
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ from ._model import check_model, is_array, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
 from ._rewire import rewired
-from ._trace import Trace
+from ._trace import Trace, first_spec
 from ._window import Window
 from ._xla import wait
 
@@ -164,10 +165,11 @@ class ETraceVjpAlgorithm(eqx.Module):
         - `*inputs`: example inputs, as for `init`.
         """
         graph, batch = self._graph(inputs)
-        trace = placed(self, inputs, self.trace_spec(graph, batch))
-        silent = self._unheard(graph)
-        filters = self._filters
-        return Report(graph, self.name, batch, trace, self.batched, filters, silent)
+        size = batch if self.batched else None
+        spec = Trace(self.trace_spec(graph, batch), graph, first_spec(graph, size))
+        trace, silent = placed(self, inputs, spec), self._unheard(graph)
+        parts = (trace.data, trace.first, self.batched)
+        return Report(graph, self.name, batch, *parts, self._filters, silent)
 
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
         """Shapes and dtypes of what this algorithm stores for a graph."""
@@ -264,7 +266,7 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         The residuals are the window and the incoming trace.
         """
-        outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
+        outputs, last, ran = self._run(params, inputs, (hidden, other), trace)
         new_trace = self._advanced(trace, ran.window)
         return (outputs, *last, new_trace), (ran, trace, inputs)
 
@@ -300,7 +302,7 @@ class ETraceVjpAlgorithm(eqx.Module):
         trace is read before it is advanced, so that XLA can write over it.
         """
         hidden, other, trace = state
-        outputs, last, ran = self._run(params, inputs, (hidden, other), trace.graph)
+        outputs, last, ran = self._run(params, inputs, (hidden, other), trace)
         value, pull, aux = jax.vjp(loss, outputs, has_aux=True)
         (cotangents,) = pull(jnp.ones_like(value))
         cotangents = Axes(self.batched, untag(inputs)[2]).add_to_outputs(cotangents)
@@ -309,30 +311,35 @@ class ETraceVjpAlgorithm(eqx.Module):
         return value, aux, gradients, (*last, new_trace)
 
     def _run(
-        self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], graph: Graph
+        self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], trace: Trace
     ) -> tuple[PyTree, tuple[PyTree, PyTree], Ran]:
         """(outputs, (hidden, other) after the last step, the window)."""
         plain, multi, length = untag(inputs)
         axes = Axes(self.batched, length)
+        hidden, other = state
         outputs, last, ran = forwards(
-            graph,
+            trace.graph,
             params,
             split_model(self.model)[1],
-            axes.add_to_state(state),
+            axes.add_to_state((hidden, trace.carried(other))),
             axes.add_to_inputs(plain, multi),
             tuple(jax.tree.leaves(multi)),
             length or 1,
             differentiable=self.vjp_method == "multi-step",
         )
-        return axes.drop_from_outputs(outputs), axes.drop_from_state(last), ran
+        hidden, carried = axes.drop_from_state(last)
+        return axes.drop_from_outputs(outputs), (hidden, trace.other(carried)), ran
 
     def _advanced(self, trace: Trace, window: Window) -> Trace:
         """The trace after the window."""
         graph, batch = window.graph, window.size[1]
         data = self._update_etrace_data(self._data(trace, batch), window)
         if trace.data is None:
-            trace = Trace(self.trace_spec(graph, batch), graph)
-        return self._assign_etrace_data(trace, data)
+            spec = self.trace_spec(graph, batch)
+            trace = dataclasses.replace(trace, data=spec)
+        new = self._assign_etrace_data(trace, data)
+        first = None if trace.first is None else jnp.zeros_like(trace.first)
+        return dataclasses.replace(new, first=first)
 
     def _gradients(
         self, trace: Trace, ran: Ran, cotangents: tuple[PyTree, PyTree | None]
@@ -382,7 +389,7 @@ class ETraceVjpAlgorithm(eqx.Module):
             (new if self.batched else new[0]).astype(old.dtype)
             for old, new in zip(stored, jax.tree.leaves(data), strict=True)
         ]
-        return Trace(treedef.unflatten(leaves), trace.graph)
+        return dataclasses.replace(trace, data=treedef.unflatten(leaves))
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         """What is stored before the first step: zeros, one array per trace."""

@@ -12,6 +12,7 @@ from ._data import untag
 from ._graph import Graph, digest, fixed
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
 from ._placement import check_placement
+from ._trace import Trace, first_spec
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -37,7 +38,7 @@ def check_call(
     _check_state("other", other, call.other, batch)
     _check_inputs(inputs, call.inputs, batch)
     _check_batch(algorithm, hidden, other, inputs)
-    _check_trace(algorithm, graph, trace.data, hidden)
+    _check_trace(algorithm, trace, hidden)
 
 
 def check_belongs(
@@ -204,10 +205,9 @@ def _check_batch(algorithm, hidden, other, inputs) -> None:
 _stored: dict[tuple[Any, ...], Spec] = {}
 
 
-def _check_trace(
-    algorithm: "ETraceVjpAlgorithm", graph: Graph, data: PyTree, hidden: PyTree
-) -> None:
-    """Raises unless `data` is what this algorithm stores for this graph."""
+def _check_trace(algorithm: "ETraceVjpAlgorithm", trace: Trace, hidden: PyTree) -> None:
+    """Raises unless a trace is what this algorithm stores for its graph."""
+    graph, data = trace.graph, trace.data
     then, now = graph.options, algorithm._graph_options()
     options = {
         "mixing_tails": then.mixing_tails != now.mixing_tails,
@@ -230,6 +230,13 @@ def _check_trace(
             f"{algorithm.batched}, trace_dtype={algorithm.trace_dtype} and the other "
             f"options of {algorithm.name}: it was made by another algorithm. Pass the "
             "state that init(...) of this one gave."
+        )
+    first = first_spec(graph, batch)
+    if Spec.of(trace.first) != Spec.of(first):
+        raise ValueError(
+            f"trace.first is {Spec.of(trace.first)}, expected {Spec.of(first)} for "
+            f"batched={algorithm.batched}. Pass the state that init(...) or the last "
+            "update(...) gave."
         )
 
 

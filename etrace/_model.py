@@ -89,6 +89,22 @@ def split_model(model: eqx.Module) -> tuple[PyTree, PyTree, PyTree]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Initial:
+    """What `init_state` makes of a model's parameters; leaves go by their number.
+
+    - `hidden`: the hidden leaves from which a gradient flows into parameters.
+    - `uncredited`: the parameters into which one would flow from the other state.
+    - `read`: the parameters that are read at all.
+    - `error`: why JAX cannot trace `init_state`, or "".
+    """
+
+    hidden: tuple[int, ...] = ()
+    uncredited: tuple[int, ...] = ()
+    read: tuple[int, ...] = ()
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
     """One step of a model as a function of plain pytrees, for one example.
 
@@ -101,19 +117,30 @@ class Call:
     hidden: Spec
     other: Spec
     inputs: Spec
+    initial: Initial = Initial()
 
     @staticmethod
     def of(model: eqx.Module, hidden_filter: Any, inputs: PyTree) -> "Call":
         """The step of a model with such inputs (arrays or shapes)."""
         params, consts, static = split_model(model)
         hidden, other = initial_state(model, hidden_filter)
-        trees = (params, consts, hidden, other, inputs)
-        return Call(Static.of(static), *map(Spec.of, trees))
+        state = (Spec.of(hidden), Spec.of(other))
+        arrays = (Spec.of(params), Spec.of(consts))
+        return Call(Static.of(static), *arrays, *state, Spec.of(inputs))
 
     @property
     def specs(self) -> tuple[Spec, ...]:
         """Of the arguments of `step`, in order."""
         return self.params, self.consts, self.hidden, self.other, self.inputs
+
+    @property
+    def carried(self) -> Spec:
+        """Of what goes from step to step beside the hidden state: the other state, and
+        whether no step was taken yet, if the initial state is made of parameters."""
+        if not self.initial.hidden:
+            return self.other
+        first = jax.ShapeDtypeStruct((), jnp.bool_)
+        return Spec.of((self.other.tree(), first))
 
     def step(
         self,
@@ -129,6 +156,11 @@ class Call:
         is_hidden = self.hidden_mask()
         hidden, other = eqx.partition(state, is_hidden)
         return outputs, hidden, other
+
+    def initial_state(self, params: PyTree, consts: PyTree) -> tuple[PyTree, PyTree]:
+        """(hidden, other) before the first step, as a function of the arrays."""
+        model: Any = eqx.combine(params, consts, self.static.tree())
+        return initial_state(model, self.hidden_mask())
 
     def hidden_mask(self) -> PyTree:
         """A tree of bools in the structure of the state."""

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from ._model import Static, is_array
 from ._start import Start, with_trace
+from ._trace import Trace
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -39,13 +40,13 @@ def started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
     return jitted(Static.of((_started, static)), arrays)
 
 
-def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: PyTree) -> PyTree:
+def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: Trace) -> Trace:
     """Shapes and dtypes of a trace, with where its arrays lie if that is several
     devices."""
     if not is_spread((algorithm, inputs)):
         return trace
     at = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    return jax.tree.map(at, trace, _shardings(algorithm, inputs)[2].data)
+    return jax.tree.map(at, trace, _shardings(algorithm, inputs)[2])
 
 
 def _started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:

@@ -11,6 +11,7 @@ at the change is exact wherever the two are proportional, number by number of φ
 1 for what is kept, and 0 for what has grown. What was pruned goes nowhere any more.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def rewired(algorithm: "ETraceVjpAlgorithm", trace: Trace, model: eqx.Module) ->
     if data is not None and not graph.options.follows_all:
         scales = _scales((then, algorithm.model), (graph, model))
         data = _scaled(algorithm, data, graph, scales)
-    return Trace(data, graph)
+    return dataclasses.replace(trace, data=data, graph=graph)
 
 
 def _alike(then: Graph, now: Graph) -> bool:

@@ -5,6 +5,7 @@ end if `window` does not divide its length, and calls `update` once a window. Wh
 kept does not grow with the number of windows.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,11 @@ from ._check_sequence import (
     check_window,
     graph_for,
 )
-from ._data import MultiStepData
 from ._descent import descended, with_gradient
 from ._graph import Graph
 from ._loss import Loss, LossFn, Reduction
 from ._placement import is_spread
 from ._start import Start, State, with_trace
-from ._trace import Trace
 from ._windows import along_time, over_windows
 
 
@@ -284,4 +283,4 @@ def _unpacked(algorithm: ETraceVjpAlgorithm, state: State) -> State:
 def _stored(change: Callable[[PyTree], PyTree], state: State) -> State:
     """The state, with what its trace stores changed."""
     hidden, other, trace = state
-    return hidden, other, Trace(change(trace.data), trace.graph)
+    return hidden, other, dataclasses.replace(trace, data=change(trace.data))

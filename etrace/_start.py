@@ -1,15 +1,17 @@
 """The state before the first step."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._axes import repeat_over_batch
 from ._graph import Graph
 from ._model import initial_state
-from ._trace import Trace
+from ._trace import Trace, first_spec
 
 if TYPE_CHECKING:
     from ._algorithm import ETraceVjpAlgorithm
@@ -36,7 +38,9 @@ class Start(eqx.Module):
             state = repeat_over_batch(state, batch)
         # A driver is to write over the state, and not over a parameter in it.
         hidden, other = jax.tree.map(lambda x: x.copy(), state)
-        return hidden, other, Trace(None, self.graph)
+        first = first_spec(self.graph, batch)
+        first = None if first is None else jnp.ones(first.shape, first.dtype)
+        return hidden, other, Trace(None, self.graph, first)
 
 
 def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:
@@ -45,5 +49,5 @@ def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:
     if trace.data is None:
         batch = len(jax.tree.leaves(hidden)[0]) if algorithm.batched else None
         data = algorithm._init_etrace_data(trace.graph, batch)
-        trace = Trace(data, trace.graph)
+        trace = dataclasses.replace(trace, data=data)
     return hidden, other, trace

@@ -21,6 +21,7 @@ from ._coordinates import Coordinates
 from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
 from ._fan_out import fan_out
+from ._initial import find_initial, step_from_initial
 from ._inner import Place, inner_axes
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
@@ -87,6 +88,22 @@ class Graph:
         found = (o.parameters for o in self.occurrences if o.status != "output")
         return tuple(sorted({p for parameters in found for p in parameters}))
 
+    @functools.cached_property
+    def read(self) -> frozenset[int]:
+        """The leaves of the parameter tree that the step or `init_state` reads."""
+        reading = {v for e in self.program.equations for v in e.inputs}
+        reading.update(self.program.outputs)
+        params = enumerate(self.inputs["params"])
+        found = (p for p, v in params if v in reading)
+        return frozenset(found).union(self.call.initial.read)
+
+    def is_initial(self, i: int) -> bool:
+        """Whether by this equation the initial state enters the first step."""
+        if not self.call.initial.hidden:
+            return False
+        first = self.inputs["other"][-1]
+        return first in self.program.equations[i].inputs
+
     @property
     def has_own_derivatives(self) -> bool:
         """Whether the step has functions with derivatives of their own."""
@@ -113,7 +130,8 @@ class Graph:
 
     def new_edge(self, leaf: int) -> Edge:
         """Where the new value of a hidden leaf leaves the step."""
-        first = len(self.program.outputs) - len(self.call.other.leaves) - len(self.new)
+        carried = len(self.call.carried.leaves)
+        first = len(self.program.outputs) - carried - len(self.new)
         return len(self.program.equations), first + leaf
 
     def leaves_by_mixing(self, edge: Edge) -> bool:
@@ -177,11 +195,13 @@ def analyse(
     - `options`: what the learning rule asks for.
     """
     call.check()
+    call = dataclasses.replace(call, initial=find_initial(call, constants))
     coordinates, primitives, positions, too_large = _positions(call, constants, options)
     program = primitives.program
     arguments = _arguments(program, call, coordinates)
     old, new = arguments["hidden"], _new(program, call, coordinates)
-    meetings = Meetings(primitives, positions, new, options.mixing_tails)
+    first = arguments["other"][-1] if call.initial.hidden else None
+    meetings = Meetings(primitives, positions, new, options.mixing_tails, first)
     meetings.run(arguments)
     open_tails = converging(primitives, meetings.flow)
     exits = find_exits(primitives, positions, meetings.entering, open_tails)
@@ -251,7 +271,7 @@ def _data(arguments: Mapping[str, tuple[Var, ...]]) -> tuple[Var, ...]:
 
 def _new(program: Program, call: Call, coordinates: Coordinates) -> tuple[Var, ...]:
     """The hidden leaves after the step."""
-    end = len(program.outputs) - len(call.other.leaves)
+    end = len(program.outputs) - len(call.carried.leaves)
     return program.outputs[end - len(coordinates.leaves) : end]
 
 
@@ -266,7 +286,7 @@ def _argument_sizes(call: Call, coordinates: Coordinates) -> dict[str, int]:
         "params": len(call.params.leaves),
         "consts": len(call.consts.leaves),
         "hidden": len(coordinates.leaves),
-        "other": len(call.other.leaves),
+        "other": len(call.carried.leaves),
         "inputs": len(call.inputs.leaves),
     }
 
@@ -281,24 +301,25 @@ def _split(flat, sizes: dict[str, int]) -> dict[str, tuple]:
 
 def _trace(call: Call, coordinates: Coordinates) -> Program:
     """The step as a program of flat real hidden leaves."""
-    specs, sizes = call.specs, _argument_sizes(call, coordinates)
+    sizes = _argument_sizes(call, coordinates)
+    specs = (call.params, call.consts, call.hidden, call.carried, call.inputs)
 
     def flat_step(*leaves):
         parts: dict[str, Any] = _split(leaves, sizes)
         parts["hidden"] = coordinates.join(parts["hidden"])
         trees = [s.treedef.unflatten(p) for s, p in zip(specs, parts.values())]
-        outputs, hidden, other = call.step(*trees)
+        outputs, hidden, carried = step_from_initial(call, *trees)
         return (
             *jax.tree.leaves(outputs),
             *coordinates.split(jax.tree.leaves(hidden)),
-            *jax.tree.leaves(other),
+            *jax.tree.leaves(carried),
         )
 
     arguments = [x for s in specs[:2] for x in s.leaves]
     arguments += coordinates.leaves
     arguments += [x for s in specs[3:] for x in s.leaves]
     n_out = len(jax.eval_shape(flat_step, *arguments))
-    first = n_out - len(call.other.leaves) - sizes["hidden"]
+    first = n_out - len(call.carried.leaves) - sizes["hidden"]
     copied = range(first, first + sizes["hidden"])
     fixed = sizes["params"] + sizes["consts"]
     program = trace_program(flat_step, arguments, copied, sizes["params"], fixed)

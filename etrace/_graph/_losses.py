@@ -52,6 +52,26 @@ NOBODYS_MEMORY = Reason(
     "too, or set the filter (`kappa`, `leak`) to 0.",
 )
 
+INITIAL_BY_MIXING = Reason(
+    "the initial state enters nothing but the recurrence",
+    "Local rules leave this out by definition. SnAp(n) and RTRL follow it, multi-step "
+    "windows follow it within a window.",
+)
+NOT_HIDDEN = Reason(
+    "init_state() makes state of it that is carried without credit",
+    "Select that state with hidden_filter.",
+)
+NOT_READ = "neither the step nor init_state() reads it"
+STOPPED = "no gradient flows from it (stop_gradient, rounding)"
+
+
+def not_initial(error: str) -> Reason:
+    return Reason(
+        f"JAX cannot trace it ({error}), so that no gradient flows into what it reads",
+        "Write it with jax.numpy and without decisions by the values of arrays; make "
+        "sizes static fields.",
+    )
+
 
 UNHEARD = Reason(
     "no output of the same step reads it, so that its past gets no credit",

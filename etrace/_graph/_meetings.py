@@ -59,12 +59,14 @@ class Meetings:
         positions: Positions,
         new: tuple[Var, ...],
         mixing_tails: MixingTails,
+        first: Var | None = None,
     ):
         self.primitives = primitives
         self.positions = positions
         self.new = new
         self.reach = positions.backward
         self.local = mixing_tails == "local"
+        self.first = first  # whether the step is the first, read by the initial state
         self.flow = self._local_flow if self.local else positions.flow
         self.sites: list[Site] = []
         self.found: list[tuple[int, int, np.ndarray]] = []  # site, group, positions
@@ -123,8 +125,11 @@ class Meetings:
             return
         name = self.primitives.program.equations[edge[0]].name
         total, traced, reasons = 0, 0, set()
-        found = []
-        for g, label in self._labels(self.flow, edge, site):
+        found, flow = [], self.flow
+        if self.first in site.equation.inputs:
+            # It goes the way of the old state, whose mixing paths are left out.
+            flow = self._local_flow
+        for g, label in self._labels(flow, edge, site):
             local = np.where(label >= 0, label - self.positions.groups[g].offset, UNSET)
             total = max(total, (label != UNSET).sum())
             traced = max(traced, (label >= 0).sum())
@@ -142,7 +147,7 @@ class Meetings:
             self._record(edge, weight, None, "now", *why)
             return
         reasons, groups = set(), {g for _, g, _ in found}
-        for g, label in self._labels(self.flow, edge, site):
+        for g, label in self._labels(flow, edge, site):
             # A layer's weights reach later layers by mixing alone; that credit is
             # dropped by definition (D-RTRL), and does not count.
             by_mixing = g not in groups and not self._reaches_locally(g, edge, site)

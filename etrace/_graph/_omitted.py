@@ -5,23 +5,26 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from ._credit import exits_of
-from ._graph import Graph
+from ._graph import Graph, Occurrence
 from ._inner import Place
 from ._losses import (
     ANOTHERS_LEAK,
     ANOTHERS_MEMORY,
+    INITIAL_BY_MIXING,
     NOBODYS_MEMORY,
+    ONLY_BY_MIXING,
     OWN_RECURRENCE,
     UNHEARD,
     Loss,
     Reason,
     moved_there,
+    not_initial,
     other_position,
     too_large,
 )
 from ._positions import UNSET
 from ._program import Edge
-from ._where import short
+from ._where import is_of_library, short
 
 Filters = Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`
 
@@ -31,10 +34,33 @@ def of_parameters(graph: Graph) -> Iterator[Loss]:
     names = graph.call.params.names()
     for o in graph.occurrences:
         if o.status in ("now", "partly"):
-            equation = graph.program.equations[o.edge[0]]
-            what = tuple(names[p] for p in o.parameters)
-            where = short(equation.source)
-            yield Loss(what, equation.name, where, o.reason, o.remedy)
+            what, why = tuple(names[p] for p in o.parameters), why_of(graph, o)
+            yield Loss(what, *entry(graph, o), why.text, why.remedy)
+    if graph.call.initial.error:
+        why = not_initial(graph.call.initial.error)
+        yield Loss(("init_state()",), "", "", why.text, why.remedy)
+
+
+def entry(graph: Graph, occurrence: Occurrence) -> tuple[str, str]:
+    """The operation by which parameters enter, and the line of the user's code."""
+    program, (i, _) = graph.program, occurrence.edge
+    if i == len(program.equations):
+        return "output", ""
+    equation = program.equations[i]
+    if not graph.is_initial(i):
+        return equation.name, short(equation.source)
+    made = program.needed([program.operand(occurrence.edge)])
+    lines = [program.equations[m].source for m in made]
+    own = [line for line in lines if not is_of_library(line)]
+    return "init_state", short(own[-1]) if own else ""
+
+
+def why_of(graph: Graph, occurrence: Occurrence) -> Reason:
+    """Why parameters have no trace there, or not in full."""
+    by_mixing = occurrence.reason == ONLY_BY_MIXING.text
+    if by_mixing and graph.is_initial(occurrence.edge[0]):
+        return INITIAL_BY_MIXING
+    return Reason(occurrence.reason, occurrence.remedy)
 
 
 def of_groups(graph: Graph, unheard: Collection[int]) -> Iterator[Loss]:

@@ -11,9 +11,16 @@ import jax.numpy as jnp
 
 from ._credit import readers
 from ._graph import Graph, Occurrence
-from ._losses import UNHEARD, Loss
-from ._omitted import Filters, groups_at, of_groups, of_parameters, of_size, of_states
-from ._where import short
+from ._losses import NOT_HIDDEN, NOT_READ, STOPPED, UNHEARD, Loss
+from ._omitted import (
+    Filters,
+    entry,
+    groups_at,
+    of_groups,
+    of_parameters,
+    of_size,
+    of_states,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +30,9 @@ class Row:
     - `parameter`: where it is in the model, such as `.cell.weight_hh`.
     - `status`: `"traced"`; `"partly"` (some elements); `"now"` (it reaches the state
         but only its instantaneous gradient is known); `"output"` (it reaches no state,
-        its instantaneous gradient is the whole gradient).
+        its instantaneous gradient is the whole gradient); `"unused"` (nothing reads it,
+        or only where no gradient flows).
+    - `primitive`: the operation by which it enters, or `"init_state"`.
     - `reason`: what is left out of its gradient, and why.
     - `groups`: the hidden groups its trace belongs to.
     - `trace_shapes`: of the arrays that its rule keeps for one example: for one trace
@@ -55,21 +64,34 @@ class Report:
     name: str
     batch: int
     trace: Any  # shapes of what the rule stores
+    first: Any  # shape of `Trace.first`, or None
     batched: bool  # whether they have a batch axis in front
     filters: Filters
     unheard: tuple[int, ...]  # groups that no signal reaches
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(self.trace)
+        return _nbytes((self.trace, self.first))
 
     @property
     def nbytes_per_device(self) -> int:
-        return _nbytes(jax.tree.map(_shard, self.trace))
+        return _nbytes(jax.tree.map(_shard, (self.trace, self.first)))
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(row for o in self.graph.occurrences for row in self._rows(o))
+        found = [row for o in self.graph.occurrences for row in self._rows(o)]
+        return (*found, *self._other_rows())
+
+    def _other_rows(self) -> Iterator[Row]:
+        """Of the parameters that meet no data, and of what has no credit."""
+        call, names = self.graph.call, self.graph.call.params.names()
+        for p in call.initial.uncredited:
+            where = ("init_state", "", "", "now", NOT_HIDDEN.text)
+            yield Row(names[p], *where, (), (), 0)
+        met = {p for o in self.graph.occurrences for p in o.parameters}
+        for p in sorted({*range(len(names))} - met - {*call.initial.uncredited}):
+            why = STOPPED if p in self.graph.read else NOT_READ
+            yield Row(names[p], "", "", "", "unused", why, (), (), 0)
 
     def _rows(self, occurrence: Occurrence) -> Iterator[Row]:
         graph = self.graph
@@ -81,13 +103,13 @@ class Report:
             if occurrence.site is not None and s.site == occurrence.site
         ]
         groups = tuple(graph.traces[t].group for t in traces)
-        primitive, shapes, source = "output", "", ""
+        primitive, source = entry(graph, occurrence)
+        shapes = ""
         if i < len(graph.program.equations):
             e = graph.program.equations[i]
-            primitive, source = e.name, short(e.source)
             operands = " ".join(_shape(v.shape) for v in e.inputs)
             result = _shape(e.outputs[0].shape) if e.outputs else "nothing"
-            shapes = f"{operands} → {result}"
+            shapes = f"{operands} → {result}" if primitive == e.name else result
         # Some rules keep no trace of each site.
         each = isinstance(self.trace, tuple) and len(self.trace) == len(graph.traces)
         size = sum(_nbytes(self.trace[t]) for t in traces) if each else 0
@@ -112,7 +134,10 @@ class Report:
         places = [p for p in self.graph.too_large if isinstance(p, tuple) and p[0] == i]
         found = [why for p in places if (why := of_size(self.graph, p))]
         silent = [g for g in groups if g in self.unheard]
-        parts = [occurrence.reason, *(f"group {g}: {UNHEARD.text}" for g in silent)]
+        parts = [
+            why_of(self.graph, occurrence).text,
+            *(f"group {g}: {UNHEARD.text}" for g in silent),
+        ]
         parts += [f"{why.text}; {why.remedy}" for why in dict.fromkeys(found)]
         return "; ".join(part.rstrip(".") for part in parts if part)
 

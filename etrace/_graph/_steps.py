@@ -95,7 +95,7 @@ class Steps:
         hidden = self.graph.coordinates.join(last[0])
         last = (
             call.hidden.treedef.unflatten(hidden),
-            call.other.treedef.unflatten(last[1]),
+            call.carried.treedef.unflatten(last[1]),
         )
         return outputs, rolled, last
 
@@ -138,13 +138,13 @@ class Steps:
         if edge is not None:
             values = [edge((end, j), x) for j, x in enumerate(values)]
         leaves = [self._apart(x.spread(self.k, self.batch).array) for x in values]
-        cut = len(leaves) - len(call.other.leaves)
+        cut = len(leaves) - len(call.carried.leaves)
         first = cut - len(self.graph.new)
         hidden = self.graph.coordinates.join(x[-1] for x in leaves[first:cut])
         other = [x[-1] for x in leaves[cut:]]
         return self.graph.outputs.treedef.unflatten(leaves[:first]), (
             call.hidden.treedef.unflatten(hidden),
-            call.other.treedef.unflatten(other),
+            call.carried.treedef.unflatten(other),
         )
 
     def _bind(self, params: PyTree, consts: PyTree, inputs: PyTree) -> Env:
@@ -179,8 +179,8 @@ class Steps:
     def _new(self) -> tuple[Var, ...]:
         """The state after it."""
         program = self.graph.program
-        n_other = len(self.graph.call.other.leaves)
-        return (*self.graph.new, *program.outputs[len(program.outputs) - n_other :])
+        n_carried = len(self.graph.call.carried.leaves)
+        return (*self.graph.new, *program.outputs[len(program.outputs) - n_carried :])
 
     @functools.cached_property
     def depth(self) -> Mapping[Var, int]:

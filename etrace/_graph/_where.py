@@ -53,6 +53,11 @@ def is_of_jax(closed) -> bool:
     return f" at {_JAX}" in f" {written}"
 
 
+def is_of_library(line: str) -> bool:
+    """Whether a line is one of this library, none of its layers."""
+    return line.startswith(_ETRACE) and not line.startswith(_LAYERS)
+
+
 def short(line: str) -> str:
     """`file.py:12 (function)` of a line."""
     match = re.match(r"(?P<path>.*?):(?P<line>\d+)(:\d+)?( \((?P<fun>.*)\))?$", line)

@@ -13,7 +13,7 @@ from .._backward import LearningSignals
 from .._check import check_call, guarded
 from .._data import as_arrays
 from .._forward import Ran
-from .._graph import Graph, take
+from .._graph import take
 from .._modulation import Modulation, check_modulator
 from .._options import Options, VjpMethod
 from .._trace import Trace
@@ -96,11 +96,11 @@ class ThreeFactor(WrappingRule):
         return True
 
     def _run(
-        self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], graph: Graph
+        self, params: PyTree, inputs: tuple, state: tuple[PyTree, PyTree], trace: Trace
     ) -> tuple[PyTree, tuple[PyTree, PyTree], Ran]:
         if not isinstance(inputs[-1], Modulation):
-            return super()._run(params, inputs, state, graph)
-        outputs, state, ran = super()._run(params, inputs[:-1], state, graph)
+            return super()._run(params, inputs, state, trace)
+        outputs, state, ran = super()._run(params, inputs[:-1], state, trace)
         value = inputs[-1].of_steps(*ran.window.size, self.batched)
         window = dataclasses.replace(ran.window, modulator=value)
         return outputs, state, dataclasses.replace(ran, window=window)

@@ -16,7 +16,6 @@ from jaxtyping import Array, PyTree
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence
 from .._start import with_trace
-from .._trace import Trace
 from .._windows import over_windows
 from ._compared import Comparison, compared
 from ._reference import bptt
@@ -107,7 +106,7 @@ def _from_fresh(loss, algorithm, state, sequence: Sequence, fresh: Array) -> PyT
         data = jax.tree.map(
             lambda new, old: jnp.where(number == fresh, old, new), trace.data, beginning
         )
-        state = (hidden, other, Trace(data, trace.graph))
+        state = (hidden, other, dataclasses.replace(trace, data=data))
         _, _, more, state = loss.gradient(algorithm, state, part)
         grads = jax.tree.map(jnp.add, grads, more)
         return (number + 1, grads, state), None
