@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence, check_window
-from .._graph import Row, table
+from .._graph import Graph, Row, table
 from .._loss import Loss, LossFn, Reduction
 from .._mask import finite_inputs
 from .._rules import RTRL
@@ -37,6 +37,8 @@ class CheckedParameter:
         if RTRL was not affordable.
     - `slope`: the same for the slope of the loss along one random direction, by
         differences of losses; their rounding errors are not counted.
+    - `missed`: whether the gradient of backpropagation vanishes though differences of
+        losses do not, and nothing in the model says so (`stop_gradient`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class CheckedParameter:
     comparison: Comparison
     rtrl: float | None
     slope: float
+    missed: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +119,9 @@ class GradientCheck:
             precision if neither is given.
         - `cosine`: the smallest cosine, for rules that approximate.
 
-        Whichever is given, the analysis must be local, and RTRL agree with BPTT.
+        Whichever is given, the analysis must be local, RTRL agree with BPTT, and, but
+        for models with derivatives of their own, no parameter whose gradient is zero
+        move the loss.
         """
         precision = math.sqrt(_precision(self.exact))
         wrong = [
@@ -126,6 +131,9 @@ class GradientCheck:
         ]
         if not self.locality <= precision:
             wrong.append(f"the analysis of the model is off by {self.locality:.1e}")
+        if not self.own_derivatives:
+            moved = (p.name for p in self.parameters if p.missed)
+            wrong += [f"{name}: moves the loss, with gradient zero" for name in moved]
         if rtol is None and cosine is None:
             rtol = precision
         for p in self.parameters:
@@ -190,20 +198,13 @@ def check_gradients(
     _, gradient = driver(algorithm, None, *data)
     never = jnp.zeros(sequence.length, bool)
     _, exact = bptt(loss, algorithm, state, sequence, never)
-    names = graph.call.params.names()
     leaves = [jax.tree.leaves(tree) for tree in (gradient, exact)]
     by_rtrl = _distances(RTRL, algorithm, driver, state, data, leaves[1])
     by_slope = slopes(loss, algorithm, state, sequence, exact)
-    said = _said(algorithm, sequence)
-    parameters = tuple(
-        CheckedParameter(
-            name, *said.get(name, ("unused", "")), compared(g, e), r, _relative(*slope)
-        )
-        for name, g, e, r, slope in zip(names, *leaves, by_rtrl, by_slope, strict=True)
-    )
+    found = zip(*leaves, by_rtrl, by_slope, strict=True)
     return GradientCheck(
         algorithm.name,
-        parameters,
+        _checked(graph, _said(algorithm, sequence), found),
         compared(gradient, exact),
         by_lag(loss, algorithm, state, sequence),
         float(locality(algorithm, state, sequence)),
@@ -211,6 +212,20 @@ def check_gradients(
         gradient,
         exact,
     )
+
+
+def _checked(
+    graph: Graph, said: Mapping[str, tuple[str, str]], found: Iterable[tuple]
+) -> tuple[CheckedParameter, ...]:
+    """Of every parameter, from (gradient, exact one, distance of RTRL, slope)."""
+    result, names = [], graph.call.params.names()
+    for p, (name, (g, e, by_rtrl, slope)) in enumerate(zip(names, found, strict=True)):
+        status, reason = said[name]
+        stops = status == "unused" and p in graph.read
+        missed = not (stops or bool(jnp.any(e != 0))) and _moves(*slope)
+        parts = (compared(g, e), by_rtrl, _relative(*slope), missed)
+        result.append(CheckedParameter(name, status, reason, *parts))
+    return tuple(result)
 
 
 def _distances(
@@ -232,7 +247,7 @@ def _said(
 ) -> dict[str, tuple[str, str]]:
     """By parameter, (status, reasons) of the report."""
     first = jax.tree.map(lambda x: x[0], sequence.inputs)
-    order = ("output", "traced", "partly", "now")
+    order = ("unused", "output", "traced", "partly", "now")
     found: dict[str, list[Row]] = {}
     for row in algorithm.graph(*first).rows:
         found.setdefault(row.parameter, []).append(row)
@@ -252,6 +267,11 @@ def _row(p: CheckedParameter) -> list[str]:
 def _relative(found: float, expected: float, rounding: float) -> float:
     scale = max(abs(found), abs(expected))
     return max(0.0, abs(found - expected) - rounding) / (scale or 1.0)
+
+
+def _moves(found: float, _: float, rounding: float) -> bool:
+    """Whether a loss moves by more than the rounding errors of its many operations."""
+    return abs(found) > 1000 * rounding
 
 
 def _precision(tree: PyTree) -> float:

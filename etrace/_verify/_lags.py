@@ -2,7 +2,8 @@
 
 For the loss of one late step, a rule whose trace is fresh k steps before gives the
 credit of the last k steps alone, as does backpropagation with the state held there.
-What one start adds to the next one is the credit of the steps between.
+What one start adds to the next one is the credit of the steps between. The initial
+state goes with the first step.
 """
 
 import dataclasses
@@ -49,7 +50,8 @@ def by_lag(
     made = with_trace(algorithm, state)
     exact, found = [], []
     for start in starts:
-        held = np.arange(last + 1) == start
+        # What goes back to the first step goes back into the initial state.
+        held = (np.arange(last + 1) == start) & (start > 0)
         exact.append(bptt(summed, algorithm, state, part, jnp.asarray(held))[1])
         fresh = jnp.asarray(start // loss.window)
         found.append(_from_fresh(summed, algorithm, made, part, fresh))

@@ -26,7 +26,7 @@ def locality(algorithm: ETraceVjpAlgorithm, state: tuple, sequence: Sequence) ->
     hidden, other, trace = state
     params = eqx.filter(algorithm.model, eqx.is_inexact_array)
     inputs = tuple(map(MultiStepData, sequence.inputs))
-    _, _, ran = algorithm._run(params, inputs, (hidden, other), trace.graph)
+    _, _, ran = algorithm._run(params, inputs, (hidden, other), trace)
     errors = [_distance(a, b) for a, b in _pairs(ran.window)]
     return jnp.max(jnp.stack(errors)) if errors else jnp.zeros(())
 

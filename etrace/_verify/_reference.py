@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._check_sequence import Sequence
 from .._model import split_model
+from .._start import Start
 
 # Differences of losses are formed at these distances, relative to the parameter.
 _DISTANCES = 10.0 ** -np.arange(1, 7.5, 0.5)
@@ -21,7 +22,8 @@ _DISTANCES = 10.0 ** -np.arange(1, 7.5, 0.5)
 
 @eqx.filter_jit
 def bptt(loss, algorithm, state: tuple, sequence: Sequence, held: Array) -> PyTree:
-    """(value, gradient). `held`, [time]: before which steps the past is cut off."""
+    """(value, gradient). `held`, [time]: before which steps the past is cut off; before
+    the first one, that is the initial state."""
     params = eqx.filter(algorithm.model, eqx.is_inexact_array)
     fun = lambda params: _value(params, loss, algorithm, state, sequence, held)  # noqa: E731
     return jax.value_and_grad(fun)(params)
@@ -29,8 +31,8 @@ def bptt(loss, algorithm, state: tuple, sequence: Sequence, held: Array) -> PyTr
 
 def _value(params, loss, algorithm, state, sequence, held):
     _, consts, _ = split_model(algorithm.model)
-    hidden, other, trace = state
-    step = trace.graph.call.step
+    hidden, other = _beginning(params, algorithm, state)
+    step = state[2].graph.call.step
     if algorithm.batched:
         step = jax.vmap(step, (None, None, 0, 0, 0))
 
@@ -43,6 +45,21 @@ def _value(params, loss, algorithm, state, sequence, held):
     _, outputs = lax.scan(advance, (hidden, other), (sequence.inputs, held))
     losses, _ = loss.losses(outputs, sequence)
     return loss.scale(jnp.sum(losses), sequence)
+
+
+def _beginning(params: PyTree, algorithm, state: tuple) -> tuple[PyTree, PyTree]:
+    """(hidden, other) before the first step, made anew of the parameters.
+
+    `state` is what was made of them before, and stays where JAX cannot trace how.
+    """
+    hidden, other, trace = state
+    if trace.graph.call.initial.error:
+        return hidden, other
+    rest = eqx.filter(algorithm.model, eqx.is_inexact_array, inverse=True)
+    algorithm = algorithm.with_model(eqx.combine(params, rest))
+    batch = len(jax.tree.leaves(hidden)[0]) if algorithm.batched else None
+    hidden, other, _ = Start.of(algorithm, trace.graph).state(batch)
+    return hidden, other
 
 
 def _cut(x: Array, cut: Array) -> Array:

@@ -135,7 +135,8 @@ def dense_reference(
         ∂L/∂θ, the window's first state held   +   Σ_g ∂L/∂h_g,start · M_g,start
 
     where for `"single-step"` the derivative by h_g stops at the marks that feed g
-    itself.
+    itself. An initial state made of parameters belongs to the first window: its
+    derivative there stops at no mark, and M_g,0 = ∂h_g,0/∂θ from then on.
 
     **Arguments:**
 
@@ -167,13 +168,14 @@ def dense_reference(
         raise ValueError(
             f'vjp_method must be "single-step" or "multi-step", got {vjp_method!r}.'
         )
+    problem = Task(model, loss_fn, tuple(groups))
+    initial = problem.initial_influence() if state is None else None
     state, xs, length = (
         as_state(model, state),
         as_arguments(inputs),
         sequence_length(inputs),
     )
     check_groups(state, groups)
-    problem = Task(model, loss_fn, tuple(groups))
     weights = step_weights(mask, length, reduction)
     traced = traced_columns(model, untraced)
     if influence is None:
@@ -191,6 +193,12 @@ def dense_reference(
             problem, state, *(data if multi else at_time(data, 0))
         )
         past = sum(b @ m for b, m in zip(boundary, influence, strict=True))
+        if initial is not None:
+            _, _, paths = multi_step(problem, state, *data)
+            past += sum(b @ m for b, m in zip(paths, initial, strict=True))
+            pairs = zip(influence, initial, strict=True)
+            influence = tuple(m + more * traced[None] for m, more in pairs)
+            initial = None
         value, gradient = value + loss, gradient + now + past
         state, influence = _advance(problem, state, influence, traced, data[0], k)
         start += k

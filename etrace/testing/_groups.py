@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._oracles import LossFn
-from ._vectors import from_vector, to_vector
+from ._oracles import LossFn, as_state
+from ._vectors import from_vector, rows, to_vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,13 @@ def read_groups(state: PyTree, groups: Sequence[StateGroup]) -> tuple[Array, ...
     """The state as one real vector `[S * P]` for every group."""
     hidden = hidden_leaves(state)
     return tuple(to_vector([hidden[i] for i in group.leaves]) for group in groups)
+
+
+def leaf_numbers(state: PyTree, groups: Sequence[StateGroup]) -> tuple[int, ...]:
+    """Of every number in `read_groups`, laid end to end, the leaf it is of."""
+    hidden = hidden_leaves(state)
+    leaves = [k for group in groups for k in group.leaves]
+    return tuple(k for k in leaves for _ in range(rows([hidden[k]]) * hidden[k].size))
 
 
 def write_groups(
@@ -89,9 +96,19 @@ class Task(eqx.Module):
     ) -> tuple[PyTree, PyTree]:
         """The model's step as a function of the parameter vector and the groups'
         vectors."""
+        return self._at(theta)(write_groups(state, self.groups, vectors), *x)
+
+    def initial_influence(self) -> tuple[Float[Array, "_ parameters"], ...]:
+        """∂h_0/∂θ of every group: what the initial state owes to the parameters."""
+
+        def initial(theta: Array) -> tuple[Array, ...]:
+            return read_groups(as_state(self._at(theta), None), self.groups)
+
+        return jax.jacrev(initial)(to_vector(self.parameters))
+
+    def _at(self, theta: Array) -> Any:
         static = eqx.filter(self.model, eqx.is_inexact_array, inverse=True)
-        model = eqx.combine(from_vector(theta, self.parameters), static)
-        return model(write_groups(state, self.groups, vectors), *x)
+        return eqx.combine(from_vector(theta, self.parameters), static)
 
 
 @eqx.filter_jit

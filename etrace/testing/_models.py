@@ -3,13 +3,13 @@ grouped by hand."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Complex, Float, PyTree
 
 from ._cells import CELLS, AbstractCell, Recipe, Wiring
 from ._groups import StateGroup
@@ -75,6 +75,8 @@ class NetSpec:
     - `counter`: the state holds an integer that counts the steps and scales the
         outputs.
     - `second_input`: the model takes a second input, which multiplies the first.
+    - `initial`: what the initial state is: "zeros", or learnt: "tanh" of a parameter
+        for every number, or a "matrix" for every leaf times two parameters for all.
     """
 
     layers: tuple[LayerSpec, ...] = (LayerSpec(),)
@@ -85,6 +87,7 @@ class NetSpec:
     feedback: bool = False
     counter: bool = False
     second_input: bool = False
+    initial: Literal["zeros", "tanh", "matrix"] = "zeros"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -157,6 +160,7 @@ class RandomNet(eqx.Module):
     encoder: Float[Array, "inputs inputs"] | None
     cells: tuple[AbstractCell, ...]
     readout: Readout
+    h0: tuple[Float[Array, "..."] | Complex[Array, "..."], ...]
     spec: NetSpec = eqx.field(static=True)
 
     def __init__(self, spec: NetSpec, *, seed: int = 0, dtype: Any = None) -> None:
@@ -180,11 +184,20 @@ class RandomNet(eqx.Module):
             spec.input_shape,
             random,
         )
+        self.h0 = _initial_parameters(spec.initial, self._zeros(), random)
+
+    def _zeros(self) -> tuple[PyTree, ...]:
+        return tuple(cell.init_state() for cell in self.cells)
 
     def init_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "cells": tuple(cell.init_state() for cell in self.cells)
-        }
+        leaves, treedef = jax.tree.flatten(self._zeros())
+        if self.spec.initial == "tanh":
+            leaves = list(map(jnp.tanh, self.h0))
+        elif self.spec.initial == "matrix":
+            two, *matrices = self.h0
+            pairs = zip(matrices, leaves, strict=True)
+            leaves = [(m @ two).reshape(x.shape).astype(x.dtype) for m, x in pairs]
+        state: dict[str, Any] = {"cells": treedef.unflatten(leaves)}
         return (
             {**state, "count": jnp.zeros((), jnp.int32)} if self.spec.counter else state
         )
@@ -271,6 +284,21 @@ class RandomNet(eqx.Module):
         return eqx.tree_at(
             chosen, spec, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
         )
+
+
+def _initial_parameters(kind: str, zeros: PyTree, random: Random) -> tuple[Array, ...]:
+    """What the initial state is made of, for a state like `zeros`."""
+    leaves = jax.tree.leaves(zeros)
+    if kind == "tanh":
+        return tuple(
+            jax.lax.complex(random(x.shape), random(x.shape))
+            if jnp.iscomplexobj(x)
+            else random(x.shape)
+            for x in leaves
+        )
+    if kind == "matrix":
+        return (random((2,)), *(random((x.size, 2), 0.5) for x in leaves))
+    return ()
 
 
 def _cell(

@@ -90,7 +90,7 @@ def step_weights(
 def _run(
     model: Any,
     loss_fn: LossFn,
-    state: PyTree,
+    state: PyTree | None,
     inputs: tuple[Any, ...],
     targets: PyTree,
     weights: Float[Array, " time"],
@@ -98,7 +98,6 @@ def _run(
 ) -> tuple[Float[Array, ""], PyTree]:
     """Value and gradient of the weighted loss, the state held at the steps where
     `starts` is true."""
-    moving, fixed = eqx.partition(state, eqx.is_array)
 
     def hold(leaf: Array, start: Bool[Array, ""]) -> Array:
         if not eqx.is_inexact_array(leaf):
@@ -107,6 +106,8 @@ def _run(
 
     @eqx.filter_value_and_grad
     def loss(model: Any) -> Float[Array, ""]:
+        moving, fixed = eqx.partition(as_state(model, state), eqx.is_array)
+
         def step(moving: PyTree, xs: tuple) -> tuple[PyTree, Float[Array, ""]]:
             x, target, weight, start = xs
             moving = jax.tree.map(lambda leaf: hold(leaf, start), moving)
@@ -141,8 +142,8 @@ def bptt(
     - `inputs`: time-major; one array or pytree for a model of one input, a tuple for
         several.
     - `targets`: a pytree of arrays `[time, ...]`, or None.
-    - `state`: the initial state, `model.init_state()` by default. It is a constant: a
-        gradient never flows into it.
+    - `state`: the initial state. If it is given it is a constant; by default it is
+        `model.init_state()`, and its parameters are differentiated as well.
     - `mask`: `[time]`, what each step's loss is multiplied by.
     - `reduction`: `"sum"` of the steps' losses, or the `"mean"`: divided by the number
         of steps, or by the sum of the mask.
@@ -177,7 +178,7 @@ def truncated(
     reduction: Reduction = "sum",
 ) -> tuple[Float[Array, ""], PyTree]:
     """Truncated backpropagation: each window by itself, with the state it starts from
-    held.
+    held. The model's initial state belongs to the first window.
 
     **Arguments:**
 
@@ -193,11 +194,12 @@ def truncated(
     """
     length = sequence_length(inputs)
     starts = np.zeros(length, bool)
-    starts[np.cumsum([0, *window_lengths(window, length)[:-1]])] = True
+    ends = np.cumsum(window_lengths(window, length))
+    starts[ends[:-1]] = True
     return _run(
         model,
         loss_fn,
-        as_state(model, state),
+        state,
         as_arguments(inputs),
         targets,
         step_weights(mask, length, reduction),

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from ._first_step import with_initial
 from ._groups import (
     StateGroup,
     Task,
     at_time,
     check_groups,
     hidden_leaves,
+    leaf_numbers,
     multi_step,
     traced_columns,
 )
@@ -146,7 +148,8 @@ def rule_reference(
         ∂L/∂θ, the window's first state held   +   ∂L/∂h_start · M_start.
 
     A parameter that does not enter the state of an exit's group, such as a gain behind
-    the last state, keeps "now".
+    the last state, keeps "now". An initial state made of parameters is a site of the
+    first step.
 
     **Arguments:**
 
@@ -169,10 +172,10 @@ def rule_reference(
         raise ValueError(
             f'vjp_method must be "single-step" or "multi-step", got {vjp_method!r}.'
         )
+    problem, given = Task(model, loss_fn, tuple(groups)), state is not None
     state, xs = as_state(model, state), as_arguments(inputs)
     length, multi = sequence_length(inputs), vjp_method == "multi-step"
     check_groups(state, groups)
-    problem = Task(model, loss_fn, tuple(groups))
     weights = step_weights(mask, length, reduction)
     data = targets, weights, traced_columns(model, untraced), rule.needs
     observed, before, last = observe(problem, state, xs, *data)
@@ -181,6 +184,13 @@ def rule_reference(
     for _ in range(rule.draws):
         drawn, start, inputs = _random((problem, state, xs), generator)
         seen.append(observe(drawn, start, inputs, *data)[0])
+    initial = None if given else jnp.concatenate(problem.initial_influence())
+    if initial is not None:
+        part = jax.tree.map(lambda x: x[:1], (xs, targets, weights))
+        paths = jnp.concatenate(multi_step(problem, state, *part)[2])
+        columns = leaf_numbers(state, groups)
+        seen = with_initial(seen, initial, data[2], paths, columns)
+        observed = seen[0]
     modulator = _modulators(modulator, state, groups)
     rule = rule.bound(model)
     trace = rule.zero(at_time(observed, 0)) if trace is None else trace
@@ -195,6 +205,8 @@ def rule_reference(
             held = eqx.combine(at_time(before, start), fixed)
             loss, now, boundary = multi_step(problem, held, *data)
             past = jnp.concatenate(boundary) @ influences[start]
+            if start == 0 and initial is not None:
+                past = past + jnp.concatenate(boundary) @ initial
             value, gradient, start = value + loss, gradient + now + past, start + k
     grads = gradient_from_vector(gradient, problem.parameters)
     return (value, grads, (last, trace)) if return_final else (value, grads)

@@ -103,7 +103,7 @@ def net_specs(
         from.
     - `norms`: whether layers may have a norm.
     - `extras`: whether to draw encoders, tied weights, feedback, delayed layers,
-        counters and second inputs.
+        counters, second inputs and learnt initial states.
     """
     options: dict[str, Any] = {
         "kinds": kinds,
@@ -125,7 +125,8 @@ def net_specs(
 @_keeps_random
 def _with_extras(draw: Draw, spec: NetSpec) -> NetSpec:
     """Adds those of the options that the layers allow."""
-    chosen: dict[str, bool] = {"counter": draw(st.booleans())}
+    chosen: dict[str, Any] = {"counter": draw(st.booleans())}
+    chosen["initial"] = draw(st.sampled_from(["zeros", "zeros", "tanh", "matrix"]))
     for option in ("second_input", "encoder", "feedback", "tied"):
         with_option = dataclasses.replace(spec, **{option: True})
         try:
