@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -62,6 +63,18 @@ def siblings(problem: et.Problem, number: int = 2) -> list[et.Problem]:
     return [problem, *more]
 
 
+def starting_from(problem: et.Problem, state: tuple) -> tuple:
+    """The state of `init`, or that of the problem: a constant, with no parameter in
+    it."""
+    if problem.state is None:
+        return state
+    start = eqx.partition(problem.state, eqx.is_inexact_array)
+    trace = state[2]
+    first = None if trace.first is None else jnp.zeros_like(trace.first)
+    trace = dataclasses.replace(trace, first=first)
+    return (*jax.tree.map(jnp.copy, start), trace)
+
+
 @eqx.filter_jit
 @eqx.filter_value_and_grad(has_aux=True)
 def _windowed(algorithm, loss_fn, state, inputs, targets, mask):
@@ -84,14 +97,13 @@ def gradient_by_windows(rule: type, problem: et.Problem, method: str, **options:
     with warnings.catch_warnings():
         if not options:
             warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
-        *state, trace = algorithm.init(*(x[0] for x in inputs))
-    if problem.state is not None:
-        state = eqx.partition(problem.state, eqx.is_inexact_array)
+        state = algorithm.init(*(x[0] for x in inputs))
+    state = starting_from(problem, state)
     length = len(inputs[0])
     mask = jnp.ones(length) if problem.mask is None else problem.mask
 
     def gradient(split: Sequence[int]) -> tuple[Any, Any]:
-        value, grads, now, start = 0.0, None, [*state, trace], 0
+        value, grads, now, start = 0.0, None, [*state], 0
         for k in split:
             data = (inputs, problem.targets, mask)
             part = jax.tree.map(lambda x: x[start : start + k], data)  # noqa: B023

@@ -17,7 +17,8 @@ from etrace import MultiStepData
 from .helpers import fresh_caches
 from .rules import RULES, Rule
 
-SPEC = et.NetSpec((et.LayerSpec("leaky", 3), et.LayerSpec("lif", 2)), readout="linear")
+LAYERS = (et.LayerSpec("leaky", 3), et.LayerSpec("lif", 2))
+SPEC = et.NetSpec(LAYERS, readout="linear", initial="tanh")
 LENGTH, BATCH = 4, 2
 every_rule = pytest.mark.parametrize("name", RULES)
 # Variants that differ only in the gradient.

@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -14,7 +13,7 @@ import pytest
 import etrace
 import etrace.testing as et
 
-from .helpers import examples, fresh_caches, siblings
+from .helpers import examples, fresh_caches, siblings, starting_from
 from .rules import RULES, Rule, is_single
 
 TOLERANCE = 1e-9
@@ -29,9 +28,7 @@ def gradient(rule: Rule, problem: et.Problem, method: str, window: int) -> Any:
         warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
         algorithm = rule.make(problem.model, vjp_method=method)
         state = algorithm.init(*(x[0] for x in arguments(problem)))
-    if problem.state is not None:
-        start = eqx.partition(problem.state, eqx.is_inexact_array)
-        state = (*jax.tree.map(jnp.copy, start), state[2])
+    state = starting_from(problem, state)
     driver = etrace.value_and_grad(problem.loss_fn, window=window, reduction="sum")
     more = {"modulator": modulator()} if rule.modulated else {}
     data = (problem.inputs, problem.targets, problem.mask)
