@@ -172,7 +172,7 @@ def parameter_statuses(report: etrace.Report, number: int) -> tuple[str, ...]:
         found[int(row.parameter.removeprefix(".params[")[:-1])].add(row.status)
     result = []
     for statuses in found:
-        reaching = statuses - {"output"}
+        reaching = statuses - {"output", "unused"}
         one = "output" if not reaching else "partly"
         result.append(next(iter(reaching)) if len(reaching) == 1 else one)
     return tuple(result)
