@@ -107,7 +107,7 @@ class Loss(eqx.Module):
 
         def value(params: PyTree) -> Array:
             # The derivative of the steps themselves, not the rule's.
-            run = algorithm._run(params, inputs, (hidden, other), trace.graph)
+            run = algorithm._run(params, inputs, (hidden, other), trace)
             losses, _ = self.losses(run[0], part)
             return self.scale(jnp.sum(losses), part)
 

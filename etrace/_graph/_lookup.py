@@ -112,7 +112,7 @@ def graph_of_call(
 
     Graphs are compared by identity, and one that was pickled is to be the same again.
     """
-    values = tuple(c if c is None else _digest(c) for c in constants)
+    values = tuple(c if c is None else digest(c) for c in constants)
     kinds = tuple(map(type, call.static.leaves))  # 1 and 1.0 are equal
     key = call, kinds, values, options
     try:

@@ -228,7 +228,7 @@ class _Builder:
         source, guarded = line_of(eqn), self._meets(read)
         if guarded:
             fill = float(name not in LINEAR_IN_DATA)
-            read = [self._safe(v, fill, source) for v in read]
+            read = [self._safe(v, self.taken, fill, source) for v in read]
         inner, loop = _body(eqn, read)
         body = None if inner is None or _acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
@@ -336,12 +336,12 @@ class _Builder:
         guard = lambda t, x: jnp.where(t, x, lax.stop_gradient(x))  # noqa: E731
         return self.append("select_n", guard, [taken, v], source)
 
-    def _safe(self, v: Var, fill: float, source: str) -> Var:
+    def _safe(self, v: Var, taken: Var | None, fill: float, source: str) -> Var:
         """Data that a weight meets, finite where the branch is not taken."""
-        if not v.inexact or v not in self.data:
+        if not v.inexact or v not in self.data or taken is None:
             return v
         safe = lambda t, x: jnp.where(t, x, jnp.full_like(x, fill))  # noqa: E731
-        return self.append("select_n", safe, [self.taken, v], source)
+        return self.append("select_n", safe, [taken, v], source)
 
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""

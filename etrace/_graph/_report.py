@@ -20,6 +20,7 @@ from ._omitted import (
     of_parameters,
     of_size,
     of_states,
+    why_of,
 )
 
 
