@@ -54,6 +54,11 @@ NEURONS = {
         1.0,
         0.4,
     ),
+    "ALIF, held": (
+        lambda: nn.ALIF(N, tau_a=trained(9.0), reset_delay=True, refractory=2),
+        1.0,
+        0.4,
+    ),
     "GIF": (
         lambda: nn.GIF(
             N, tau_currents=(trained(4.0), 20.0), jumps=(trained(0.2), -0.1)

@@ -27,7 +27,7 @@ from ._lif import Drive, Leak
 
 
 class ALIFState(NamedTuple):
-    """The membrane `v`, the adaptation `a`, and the steps left to wait."""
+    """The membrane `v`, the adaptation `a`, and the count of the refractory period."""
 
     v: Float[Array, "..."]
     a: Float[Array, "..."]
@@ -111,7 +111,8 @@ class ALIF(AbstractNeuron):
 
 
 class GIFState(NamedTuple):
-    """The membrane `v`, the adaptation currents, and the steps left to wait."""
+    """The membrane `v`, the adaptation currents, and the count of the refractory
+    period."""
 
     v: Float[Array, "..."]
     currents: tuple[Float[Array, "..."], ...]

@@ -31,5 +31,8 @@ class AbstractNeuron(eqx.Module):
         """One step of one example."""
 
 
-#: Steps left of the refractory period; None for neurons without one.
+#: Counts down from `refractory + 1` at a spike, to 0; None for neurons without a
+#: refractory period. The next step is one of the period where it is above 1. It ends at
+#: 0, not at 1, to tell neurons that were held in the last step, 1 to `refractory`, from
+#: those that were free: a delayed reset reads the spikes of these.
 Wait = Int[Array, "..."] | None

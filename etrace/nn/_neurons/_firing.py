@@ -84,8 +84,12 @@ class Firing(eqx.Module):
         """The last step's spikes, whose reset is due in this step; of a threshold that
         is higher by `shift`."""
         z = self.spike(v - value_of(self.threshold, v.dtype) - shift)
-        # A neuron that waits may be above threshold without having fired.
-        return z if wait is None else jnp.where(wait == self.refractory, z, 0)
+        if wait is None:
+            return z
+        # A neuron that was held may be above threshold without having fired. One that
+        # was free and silent keeps its surrogate derivative.
+        free = (wait == 0) | (wait == self.refractory + 1)
+        return jnp.where(free, z, 0)
 
     def integrate(
         self,
@@ -99,7 +103,7 @@ class Firing(eqx.Module):
             v = self._reset(v, due)
         new = evolve(v)
         if wait is not None:
-            new = jnp.where(wait > 0, v, new)
+            new = jnp.where(wait > 1, v, new)
         if due is not None and self.reset == "soft":
             new = self._reset(new, due)
         return new
@@ -109,7 +113,7 @@ class Firing(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """The spikes."""
         z = self.spike(v - value_of(self.threshold, v.dtype) - shift)
-        return z if wait is None else jnp.where(wait > 0, 0, z)
+        return z if wait is None else jnp.where(wait > 1, 0, z)
 
     def after_spike(
         self, v: Float[Array, "*shape"], z: Float[Array, "*shape"]
@@ -120,7 +124,7 @@ class Firing(eqx.Module):
     def count(self, wait: Wait, z: Float[Array, "*shape"]) -> Wait:
         if wait is None:
             return None
-        return jnp.where(z > 0, self.refractory, jnp.maximum(wait - 1, 0))
+        return jnp.where(z > 0, self.refractory + 1, jnp.maximum(wait - 1, 0))
 
     def _reset(self, v: Array, z: Array) -> Array:
         z = jax.lax.stop_gradient(z) if self.detach_reset else z

@@ -64,7 +64,7 @@ class Leak(eqx.Module):
 
 
 class LIFState(NamedTuple):
-    """The membrane `v`, and the steps left to wait after a spike."""
+    """The membrane `v`, and the count of the refractory period."""
 
     v: Float[Array, "..."]
     wait: Wait
@@ -147,10 +147,12 @@ class LIF(AbstractNeuron):
     - `v_reset`: what a hard reset sets the membrane to; `v_rest` if left out.
     - `reset_delay`: reset in the step after the spike; `v` then keeps the value that
         fired. A soft reset so comes after the leak, $\hat v_t = \dots - z_{t-1}\,
-        \theta$, as in e-prop and snnTorch; a hard one before it.
+        \theta$, as in e-prop and snnTorch; a hard one before it. The first step reads
+        the initial membrane as if a step had left it, $z_0 = H(v_0 - \theta)$.
     - `detach_reset`: do not differentiate the reset by the spike, which helps training
         through many steps.
-    - `refractory`: steps after a spike in which the membrane is held and does not fire.
+    - `refractory`: steps after a spike in which the membrane is held and does not fire;
+        the surrogate derivative is zero there, and nowhere else because of it.
     - `spike`: the surrogate gradient, of $v - \theta$.
 
     ??? cite "Reference"
@@ -195,7 +197,8 @@ class LIF(AbstractNeuron):
 
 
 class CurrentLIFState(NamedTuple):
-    """The membrane `v`, the synaptic current `i`, and the steps left to wait."""
+    """The membrane `v`, the synaptic current `i`, and the count of the refractory
+    period."""
 
     v: Float[Array, "..."]
     i: Float[Array, "..."]

@@ -167,7 +167,8 @@ class ExpIF(AbstractNeuron):
 
 
 class AdExState(NamedTuple):
-    """The membrane `v`, the adaptation current `w`, and the steps left to wait."""
+    """The membrane `v`, the adaptation current `w`, and the count of the refractory
+    period."""
 
     v: Float[Array, "..."]
     w: Float[Array, "..."]
@@ -254,7 +255,7 @@ class AdEx(AbstractNeuron):
 
 
 class IzhikevichState(NamedTuple):
-    """The membrane `v`, its recovery `u`, and the steps left to wait."""
+    """The membrane `v`, its recovery `u`, and the count of the refractory period."""
 
     v: Float[Array, "..."]
     u: Float[Array, "..."]
