@@ -62,10 +62,10 @@ class Program:
 
 
 def loss(outputs: Any, target: Any) -> jax.Array:
-    """Of outputs of any structure and dtype."""
+    """Of outputs of any structure and dtype, of one example or of a batch."""
     leaves = [jnp.asarray(y) for y in jax.tree.leaves(outputs)]
     terms = [jnp.sum(jnp.square(jnp.abs(y - 0.3))).astype(float) for y in leaves]
-    return sum(terms, start=0.0 * target)
+    return sum(terms, start=0.0 * jnp.sum(target))
 
 
 def differentiated(model: Net, inputs: Any) -> tuple[Weights, Any]:
