@@ -10,6 +10,8 @@ import etrace
 
 from .program import INPUTS, N, Program, U, W, check, loss, normal
 
+pytestmark = pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+
 
 @jax.custom_jvp
 def spike(v):
