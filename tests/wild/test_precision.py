@@ -9,6 +9,8 @@ import etrace.nn as nn
 
 from .program import INPUTS, Program, W, check, chosen, normal
 
+pytestmark = pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+
 WEIGHTS = {"w": W, "a": normal(4, seed=5)}
 
 
