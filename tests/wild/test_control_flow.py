@@ -1,0 +1,298 @@
+"""Branches, loops and scans within a step."""
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etrace
+
+from .program import (
+    IN,
+    INPUTS,
+    N,
+    Net,
+    Program,
+    U,
+    W,
+    check,
+    chosen,
+    differentiated,
+    errors,
+    loss,
+    normal,
+    online,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+
+WEIGHTS = {"w": W, "a": normal(N, seed=5)}
+
+
+def clock():
+    return jnp.zeros(N), jnp.zeros((), int)
+
+
+def new(w, h, x):
+    return jax.nn.sigmoid(w["a"]) * h + w["w"] @ x
+
+
+def cond_on_time(w, state, x):
+    h, t = state
+    h = lax.cond(t % 2 == 0, lambda h: new(w, h, x), lambda h: 0.5 * h, h)
+    return h, (h, t + 1)
+
+
+def switch_on_time(w, state, x):
+    h, t = state
+    cases = [
+        lambda h: new(w, h, x),
+        lambda h: 0.3 * h,
+        lambda h: jnp.tanh(h) + (w["w"] @ x) ** 2,
+    ]
+    h = lax.switch(t % 3, cases, h)
+    return h, (h, t + 1)
+
+
+def cond_with_nan(w, h, x):
+    """The root of a negative number, in the branch not taken."""
+    a = w["w"][0, 0] * x[0]
+    h = jax.nn.sigmoid(w["a"]) * h + lax.cond(a > 0, lambda a: a**0.5, jnp.sin, a)
+    return h, h
+
+
+def cond_with_nan_everywhere(w, h, x):
+    """The same of every neuron: both branches are computed, the roots are guarded."""
+    z = w["w"] @ x
+    root = jnp.sqrt(jnp.where(z > 0, z, 1.0))
+    h = jax.nn.sigmoid(w["a"]) * h + jnp.where(z > 0, root, jnp.sin(z))
+    return h, h
+
+
+def while_on_inputs(w, h, x):
+    halved = lax.while_loop(lambda x: jnp.max(jnp.abs(x)) > 0.5, lambda x: x / 2, x)
+    h = new(w, h, halved)
+    return h, h
+
+
+def neuron_by_neuron(w, h, x):
+    """A loop that writes one neuron at a time."""
+
+    def write(n, h):
+        row = {"a": w["a"][n], "w": w["w"][n]}
+        return h.at[n].set(new(row, h[n], x))
+
+    h = lax.fori_loop(0, N, write, h)
+    return h, h
+
+
+def mapped(w, h, x):
+    row = lambda p: jax.nn.sigmoid(p[0]) * p[1] + jnp.dot(p[2], x)  # noqa: E731
+    h = lax.map(row, (w["a"], h, w["w"]))
+    return h, h
+
+
+def chunk(w, h, x):
+    """Three steps of a linear recurrence, as a parallel scan."""
+    keep = jnp.broadcast_to(jax.nn.sigmoid(w["a"])[None], (IN, N))
+    combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])  # noqa: E731
+    keep, drive = lax.associative_scan(combine, (keep, jnp.tanh(w["w"].T * x[:, None])))
+    h = keep[-1] * h + drive[-1]
+    return h, h
+
+
+def rematerialised(w, h, x):
+    body = jax.checkpoint(lambda h, _: (jnp.tanh(0.5 * h + w["w"] @ x), None))
+    h = lax.scan(body, jax.nn.sigmoid(w["a"]) * h, None, length=3)[0]
+    return h, h
+
+
+def checkpointed_while(w, h, x):
+    u = w["w"] @ x
+    body = lambda c: (c[0] + 1, jax.nn.sigmoid(w["a"]) * c[1] + u)  # noqa: E731
+    h = eqxi.while_loop(
+        lambda c: c[0] < 4,
+        body,
+        (0, h),
+        max_steps=8,
+        kind="checkpointed",
+        checkpoints=3,
+    )[1]
+    return h, h
+
+
+def sweep(w, h, x):
+    """Each neuron sees the one before it as it is now."""
+    body = lambda n, h: h.at[n].set(  # noqa: E731
+        jax.nn.sigmoid(w["a"][n]) * h[n] + jnp.dot(w["w"][n], x) + 0.1 * h[n - 1]
+    )
+    h = lax.fori_loop(0, N, body, h)
+    return h, h
+
+
+def both_ways(w, h, x):
+    """A bidirectional pass over the neurons."""
+
+    def cell(y, p):
+        a, h, row = p
+        y = jax.nn.sigmoid(a) * h + jnp.dot(row, x) + 0.3 * y
+        return y, y
+
+    over = (w["a"], h, w["w"])
+    forth, back = (lax.scan(cell, 0.0, over, reverse=r)[1] for r in (False, True))
+    h = 0.5 * (forth + back)
+    return h, h
+
+
+def implicit(w, h, x):
+    """A step of Euler's method backwards."""
+    h = jnp.linalg.solve(jnp.eye(N) + 0.1 * U, new(w, h, x))
+    return h, h
+
+
+def cable(w, h, x):
+    diagonal = 2 + jax.nn.softplus(w["a"])
+    lower, upper = (-0.5 * jnp.ones(N).at[n].set(0.0) for n in (0, -1))
+    right = (h + w["w"] @ x)[:, None]
+    h = lax.linalg.tridiagonal_solve(lower, diagonal, upper, right)[:, 0]
+    return h, h
+
+
+def root(w, h, x):
+    """An implicit equation, differentiated by the implicit function theorem."""
+    target = new(w, h, x)
+    equation = lambda y: y - 0.5 * jnp.tanh(y) - target  # noqa: E731
+    solve = lambda f, y: lax.fori_loop(0, 60, lambda _, y: y - f(y), y)  # noqa: E731
+    tangent = lambda g, y: y / g(jnp.ones(N))  # noqa: E731
+    h = lax.custom_root(equation, h, solve, tangent)
+    return h, h
+
+
+EXACT = {
+    "cond on time": Program(cond_on_time, WEIGHTS, clock),
+    "switch on time": Program(switch_on_time, WEIGHTS, clock),
+    "cond with NaN": Program(cond_with_nan, WEIGHTS),
+    "guarded NaN": Program(cond_with_nan_everywhere, WEIGHTS),
+    "while on inputs": Program(while_on_inputs, WEIGHTS),
+    "neuron by neuron": Program(neuron_by_neuron, WEIGHTS),
+    "mapped": Program(mapped, WEIGHTS),
+    "a parallel scan": Program(chunk, WEIGHTS),
+    "rematerialised": Program(rematerialised, WEIGHTS),
+}
+TOLD = {
+    "checkpointed while": Program(checkpointed_while, WEIGHTS, exact=False),
+    "sweep": Program(sweep, WEIGHTS, exact=False),
+    "both ways": Program(both_ways, WEIGHTS, exact=False),
+    "implicit": Program(implicit, WEIGHTS, exact=False),
+    "cable": Program(cable, WEIGHTS, exact=False),
+    "root": Program(root, WEIGHTS, exact=False),
+}
+PROGRAMS = {**EXACT, **TOLD}
+
+
+COMMON = ("cond on time", "cond with NaN", "checkpointed while", "a parallel scan")
+
+
+@pytest.mark.parametrize("name", chosen(PROGRAMS, COMMON))
+def test_gradients(name: str):
+    check(PROGRAMS[name])
+
+
+def test_a_branch_not_taken_in_a_batch():
+    """Each example takes its own branch, and no NaN comes from the other."""
+
+    def step(w, h, x):
+        a = w["w"] * x
+        h = 0.8 * h + lax.cond(a > 0, lambda a: a**0.5, jnp.sin, a)
+        return h, h
+
+    model = Net({"w": jnp.array(2.0)}, step, lambda: jnp.zeros(()))
+    inputs = jnp.array([[1.0, -1.0], [-1.0, -0.5], [0.5, 2.0]])
+    single = [differentiated(model, inputs[:, n])[0]["w"] for n in (0, 1)]
+    run = etrace.value_and_grad(loss, window=3, reduction="sum", carry=False)
+    for rule in (etrace.RTRL, etrace.DRTRL):
+        found = run(rule(model, batched=True), None, inputs, jnp.zeros((3, 2)))[1]
+        np.testing.assert_allclose(found.weights["w"], sum(single), rtol=1e-9)
+
+
+def stacked(w, h, x):
+    """Two layers by a scan over their weights and states."""
+
+    def layer(y, p):
+        row, a, h = p
+        h = jax.nn.sigmoid(a) * h + row @ y
+        return jnp.tanh(h), h
+
+    return lax.scan(layer, x, (w["w"], w["a"], h))
+
+
+def listed(w, h, x):
+    y, h = stacked(w, jnp.stack(h), x)
+    return y, list(h)
+
+
+def test_layers_by_scan_are_layers():
+    """The same verdict and the same gradient, whether the states of two layers are rows
+    of one leaf or two leaves."""
+    weights = {"w": normal(2, 4, 4, seed=7), "a": jnp.ones((2, 4))}
+    inputs = normal(6, 4, seed=1)
+    rows = Program(stacked, weights, lambda: jnp.zeros((2, 4)), False, inputs)
+    two = Program(listed, weights, lambda: [jnp.zeros(4)] * 2, False, inputs)
+    statuses = [
+        [(r.parameter, r.status) for r in etrace.DRTRL(p.model()).graph(inputs[0]).rows]
+        for p in (rows, two)
+    ]
+    assert statuses[0] == statuses[1]
+    a, b = (online(etrace.DRTRL(p.model()), inputs, 1) for p in (rows, two))
+    assert max(errors(a, b).values()) <= 1e-9
+    check(rows)
+
+
+def substeps(rounds):
+    def step(w, state, x):
+        drive = w["w"] @ x
+
+        def move(state, _):
+            v, m = state
+            m = m + 0.05 * (jax.nn.sigmoid(v) * (1 - m) - jnp.exp(-(v**2)) * m)
+            return (v + 0.05 * (m**3 * (1 - v) - 0.1 * v + drive), m), None
+
+        state = lax.scan(move, state, None, length=rounds)[0]
+        return state[0], state
+
+    return step
+
+
+def test_substeps_are_exact_at_a_size_that_does_not_grow():
+    def size(rounds):
+        model = Net({"w": W}, substeps(rounds), lambda: (jnp.zeros(N), jnp.zeros(N)))
+        rule = etrace.DRTRL(model)
+        trace = lambda model: online(rule.with_model(model), INPUTS, 2)  # noqa: E731
+        return len(str(eqx.filter_make_jaxpr(trace)(model)[0]))
+
+    start = lambda: (jnp.zeros(N), jnp.zeros(N))  # noqa: E731
+    check(Program(substeps(4), {"w": W}, start))
+    assert size(8) < 2 * size(2)
+
+
+def test_substeps_with_the_recurrent_product_inside_have_one_trace_a_weight():
+    def step(w, h, x):
+        drive = w["w"] @ x
+
+        def move(h, _):
+            pull = jnp.tanh(drive + w["u"] @ h) - h
+            return h + 0.3 * jax.nn.sigmoid(w["tau"]) * pull, None
+
+        h = lax.scan(move, h, None, length=3)[0]
+        return h, h
+
+    weights = {"w": W, "u": U, "tau": jnp.linspace(0.0, 1.0, N)}
+    program = Program(step, weights, exact=False)
+    check(program)
+    rows = etrace.DRTRL(program.model()).graph(INPUTS[0]).rows
+    assert {row.status for row in rows} == {"traced"}
+    copies = [row.trace_shapes for row in rows if row.trace_shapes]
+    assert len(copies) == 3
