@@ -190,6 +190,11 @@ def _leading(matrix: int) -> Callable[[Equation, int], Axes]:
     return find
 
 
+def _top_k(equation: Equation, j: int) -> Axes:
+    rank = len(equation.inputs[0].shape)
+    return _along(equation, [equation.params.get("axis", rank - 1) % rank])
+
+
 def _fft(equation: Equation, j: int) -> Axes:
     return _leading(len(equation.params["fft_lengths"]))(equation, j)
 
@@ -236,7 +241,7 @@ def _scattered(equation: Equation) -> Axes:
 _AXES: dict[str, Callable[[Equation, int], Axes]] = {
     "dot_general": _dot_general,
     "sort": lambda e, j: _along(e, [e.params["dimension"]]),
-    "top_k": _leading(1),
+    "top_k": _top_k,
     "fft": _fft,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,

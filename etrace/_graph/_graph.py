@@ -251,7 +251,7 @@ def _positions(
         pairs = zip(arguments["consts"], constants, strict=True)
         primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
         old, new = arguments["hidden"], _new(program, call, coordinates)
-        positions = find_positions(primitives, old, new)
+        positions = find_positions(primitives, old, new, arguments["params"])
         sizes = coordinates.numbers(), options.position_size
         inner = inner_axes(primitives, positions, old, new, *sizes)
         if inner.axes:

@@ -1,7 +1,7 @@
 """Groups of state leaves, and how they grow together."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -38,18 +38,25 @@ class Group:
 
 
 class Partition:
-    """Global positions of all state elements, merged pairwise."""
+    """Global positions of all state elements, merged pairwise.
 
-    def __init__(self, sizes: Sequence[int]):
+    The elements of some leaves have none: of those that are `still`.
+    """
+
+    def __init__(self, sizes: Sequence[int], still: Collection[int] = ()):
+        sizes = [0 if i in still else n for i, n in enumerate(sizes)]
         ends = np.cumsum([0, *sizes])
         self.position = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:])]
         self.group = np.arange(len(sizes))
+        self.still = still
 
     def groups(self) -> tuple[Group, ...]:
         """The groups, positions numbered from zero; renumbers the partition."""
         result, offset = [], 0
         for g in np.unique(self.group):
             leaves = tuple(int(i) for i in np.flatnonzero(self.group == g))
+            if leaves[0] in self.still:
+                continue
             flat = np.concatenate([self.position[i] for i in leaves])
             order, first, inverse = np.unique(
                 flat, return_index=True, return_inverse=True

@@ -47,10 +47,18 @@ class Positions:
 
 
 def find_positions(
-    primitives: Primitives, old: Sequence[Var], new: Sequence[Var]
+    primitives: Primitives,
+    old: Sequence[Var],
+    new: Sequence[Var],
+    params: Iterable[Var],
 ) -> Positions:
-    """Groups the hidden leaves `old`, whose next values are `new`."""
-    partition = Partition([v.size for v in old])
+    """Groups the hidden leaves `old`, whose next values are `new`.
+
+    A clock, a key, a recording in the state: what no parameter can reach has no
+    influence to carry. It is of no group, whatever its dtype.
+    """
+    still = _still(primitives, old, new, params)
+    partition = Partition([v.size for v in old], still)
     while True:
         groups = partition.groups()
         backward = tuple(propagate_backwards(primitives, g.labels(new)) for g in groups)
@@ -67,6 +75,25 @@ def find_positions(
     own, flow = (tuple(x) for x in zip(*flows)) if flows else ((), ())
     inner = frozenset(walk.inner)
     return Positions(groups, walk.labels, backward, walk.cuts, inner, own, flow, moved)
+
+
+def _still(
+    primitives: Primitives,
+    old: Sequence[Var],
+    new: Sequence[Var],
+    params: Iterable[Var],
+) -> frozenset[int]:
+    """The leaves whose values no parameter can change, by any number of steps."""
+    moving = set(params)
+    while True:
+        for kind, e in zip(primitives.kinds, primitives.program.equations):
+            if kind is not Kind.STOP and not moving.isdisjoint(e.inputs):
+                moving.update(v for v in e.outputs if v.inexact)
+        more = [a for a, b in zip(old, new) if b in moving and a not in moving]
+        if not more:
+            break
+        moving.update(more)
+    return frozenset(i for i, v in enumerate(new) if v not in moving)
 
 
 def _flow(

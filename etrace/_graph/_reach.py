@@ -14,7 +14,7 @@ import numpy as np
 
 from ._graph import Graph
 from ._kinds import Kind
-from ._positions import UNSET
+from ._partition import LABEL, UNSET
 from ._primitives import NOTHING, Primitives
 from ._program import Edge, Equation, Var
 
@@ -209,9 +209,14 @@ def _applied(equation: Equation, values: list[np.ndarray], moving: int | None):
 
 def positions_of(graph: Graph) -> np.ndarray:
     """The position, among those of all groups, of each number of the state."""
-    labels = {}
+    labels, end = {}, 0
     for g in graph.positions.groups:
         labels.update(g.labels(graph.old))
+        end += g.size
+    for v in graph.old:
+        if v not in labels:  # nothing to credit: positions behind all others
+            labels[v] = np.arange(end, end + v.size, dtype=LABEL)
+            end += v.size
     return np.concatenate([labels[v].reshape(-1) for v in graph.old])
 
 

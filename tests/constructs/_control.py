@@ -195,11 +195,7 @@ CONTROL = {
         W,
         now={"w": "a mixing operation lies between"},
     ),
-    "a kernel of one's own (Pallas)": leaky(
-        lambda w, h, x: kernel(w["w"] @ x),
-        W,
-        now={"w": "a mixing operation lies between"},
-    ),
+    "a kernel of one's own (Pallas)": leaky(lambda w, h, x: kernel(w["w"] @ x), W),
     "`stop_gradient`": leaky(
         lambda w, h, x: w["w"] @ x - 0.1 * lax.stop_gradient(h), W
     ),
