@@ -34,7 +34,7 @@ from ._graph import (
     unheard,
     warn_of_unheard,
 )
-from ._model import check_model, is_array, split_model
+from ._model import check_model, is_array, nameless, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
 from ._rewire import rewired
@@ -462,6 +462,8 @@ class ETraceVjpAlgorithm(eqx.Module):
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         step = (self.model, self.hidden_filter, treedef.unflatten(one))
         graph = graph_of(*step, self._graph_options())
+        if self.batched and graph.named_axes:
+            raise ValueError(nameless(", ".join(graph.named_axes)))
         warn_of_unheard(graph, self._unheard(graph), self.name)
         return graph, batch
 

@@ -186,11 +186,7 @@ class Call:
         except NameError as error:
             if "axis name" not in str(error):
                 raise
-            raise ValueError(
-                f"model(state, *inputs) has an operation over a named axis, which is "
-                f"not there: {error}. With batched=True the batch has no name. Leave "
-                "batched=False and map the whole call: jax.vmap(..., axis_name=...)."
-            ) from error
+            raise ValueError(nameless(str(error))) from error
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 "model(state, *inputs) must return a pair (outputs, state); it "
@@ -234,6 +230,15 @@ class Call:
                     "must keep shapes and dtypes; fix init_state() or cast inside the "
                     "step."
                 )
+
+
+def nameless(which: str) -> str:
+    """A message about an operation over an axis that is not there."""
+    return (
+        f"model(state, *inputs) has an operation over a named axis: {which}. With "
+        "batched=True the batch has no name. Leave batched=False and map the whole "
+        "call: jax.vmap(..., axis_name=...)."
+    )
 
 
 def kind_of(x: Any) -> str:

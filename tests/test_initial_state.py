@@ -14,7 +14,7 @@ import pytest
 import etrace
 import etrace.testing as et
 from etrace._graph import _graph
-from etrace._graph._lookup import _analyse
+from etrace._graph._lookup import forget
 from etrace._model import Initial
 from etrace._verify import _reference
 
@@ -382,7 +382,7 @@ def test_the_check_sees_it():
 def test_the_check_misses_it(monkeypatch: pytest.MonkeyPatch):
     """In the rules alone, and in backpropagation as well: then losses tell."""
     monkeypatch.setattr(_graph, "find_initial", lambda *_: Initial())
-    _analyse.cache_clear()
+    forget()
     clear_caches()
     try:
         check = etrace.check_gradients(etrace.DRTRL(Local()), *DATA)
@@ -397,5 +397,5 @@ def test_the_check_misses_it(monkeypatch: pytest.MonkeyPatch):
             check.assert_close()
         assert [p.name for p in check.parameters if p.missed] == [".h0"]
     finally:
-        _analyse.cache_clear()
+        forget()
         clear_caches()

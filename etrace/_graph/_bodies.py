@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._blocks import Blocks, first_labels
-from ._custom import pushforward
+from ._custom import inexact, pushforward
 from ._kinds import Kind
 from ._program import CUSTOM, Equation, Loop, Program, Var
 
@@ -84,8 +84,10 @@ def is_elementwise(equation: Equation, classify: Callable) -> bool:
 def _entered(equation: Equation, j: int) -> tuple[Program, int] | None:
     """The program that operand j goes through, and as which of its inputs."""
     if equation.name in CUSTOM:
-        derivative = pushforward(equation, j) if equation.inputs[j].inexact else None
-        return None if derivative is None else (derivative, len(equation.inputs))
+        moving, derivative = inexact(equation), pushforward(equation)
+        if derivative is None or j not in moving:
+            return None
+        return derivative, len(equation.inputs) + moving.index(j)
     own = j - (equation.loop.conditions if equation.loop else 0)
     return None if equation.body is None or own < 0 else (equation.body, own)
 

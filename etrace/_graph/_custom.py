@@ -7,6 +7,7 @@ that nothing depends on rounding, and no function of the user is run on made-up 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,54 +28,77 @@ from ._program import (
 )
 
 
-def pushforward(equation: Equation, j: int) -> Program | None:
-    """The derivative by operand `j`, as a program of all operands and a tangent.
+@functools.lru_cache(maxsize=64)
+def pushforward(equation: Equation) -> Program | None:
+    """The derivative as a program of all operands and a tangent of each inexact one.
 
     It gives a tangent of every result, zero of those that have none. None if there is
-    no such derivative: JAX has none, or what stands for it is not linear.
+    no such derivative: JAX has none, or what stands for it is not linear. (All tangents
+    are there at once, since a rule may ask which are.)
     """
     # A solver: its derivative takes seconds to trace, and mixes.
     if any(map(has_while, inner_jaxprs(equation.params.values()))):
         return None
     structs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in equation.inputs]
+    moving, n = inexact(equation), len(structs)
     try:
         program = trace_program(
-            lambda *operands: _pushed(equation, j, operands[:-1], operands[-1]),
-            [*structs, structs[j]],
+            lambda *args: _pushed(equation, moving, args[:n], args[n:]),
+            [*structs, *(structs[j] for j in moving)],
         )
     except Exception:  # whatever the user's derivative raises: there is none
         return None
     # The coefficients of a linear function are of no interest, and a derivative may
     # well use the function itself.
-    moving = program.reached_from(program.inputs[-1:])
-    varying = program.reached_from(program.inputs[:-1])
+    linear = program.reached_from(program.inputs[n:])
+    varying = program.reached_from(program.inputs[:n])
     kept = [
         e
         for e in program.equations
-        if moving.intersection(e.outputs) or not varying.intersection(e.outputs)
+        if linear.intersection(e.outputs) or not varying.intersection(e.outputs)
     ]
     return dataclasses.replace(program, equations=tuple(kept))
 
 
+def is_linear(equation: Equation) -> bool:
+    """Whether the derivative of a function is linear in what comes back, as far as that
+    is looked at: it is not if it clips or scales it."""
+    solver = any(map(has_while, inner_jaxprs(equation.params.values())))
+    return equation.name not in CUSTOM or solver or pushforward(equation) is not None
+
+
+def inexact(equation: Equation) -> list[int]:
+    """The operands that have a tangent."""
+    return [j for j, v in enumerate(equation.inputs) if v.inexact]
+
+
 def _pushed(
-    equation: Equation, j: int, operands: Sequence[Array], tangent: Array
+    equation: Equation,
+    moving: Sequence[int],
+    operands: Sequence[Array],
+    tangents: Sequence[Array],
 ) -> list[Array]:
-    inexact = [n for n, v in enumerate(equation.outputs) if v.inexact]
+    """Tangents of the results, for those of some operands."""
+    results = [n for n, v in enumerate(equation.outputs) if v.inexact]
 
-    def of_operand(x: Array) -> list[Array]:
-        outputs = equation.fun(*operands[:j], x, *operands[j + 1 :])
-        return [outputs[n] for n in inexact]
+    def of_moving(*some: Array) -> list[Array]:
+        arguments = list(operands)
+        for j, x in zip(moving, some, strict=True):
+            arguments[j] = x
+        outputs = equation.fun(*arguments)
+        return [outputs[n] for n in results]
 
+    own = [operands[j] for j in moving]
     if equation.name == "custom_jvp_call":
-        _, found = jax.jvp(of_operand, (operands[j],), (tangent,))
+        _, found = jax.jvp(of_moving, own, list(tangents))
     else:
         # JAX goes backwards through it only. That way is linear, and is transposed.
-        results, pull = jax.vjp(of_operand, operands[j])
-        backwards = lambda *cotangents: pull(list(cotangents))[0]  # noqa: E731
-        like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
-        found = jax.linear_transpose(backwards, *like)(tangent)
+        values, pull = jax.vjp(of_moving, *own)
+        backwards = lambda *cotangents: pull(list(cotangents))  # noqa: E731
+        like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values]
+        found = jax.linear_transpose(backwards, *like)(tuple(tangents))
     every = [jnp.zeros(v.shape, v.dtype) for v in equation.outputs]
-    for n, x in zip(inexact, found, strict=True):
+    for n, x in zip(results, found, strict=True):
         every[n] = x
     return every
 
@@ -143,7 +167,7 @@ def _of_wide(
         for j, tangent in enumerate(tangents):
             if isinstance(tangent, SymbolicZero):
                 continue
-            slopes = _pushed(equation, j, own, jnp.ones_like(own[j]))
+            slopes = _pushed(equation, [j], own, [jnp.ones_like(own[j])])
             for n, v in enumerate(equation.outputs):
                 if v.inexact:
                     totals[n] = totals[n] + slopes[n] * tangent

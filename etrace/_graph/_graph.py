@@ -105,6 +105,13 @@ class Graph:
         return first in self.program.equations[i].inputs
 
     @property
+    def named_axes(self) -> tuple[str, ...]:
+        """The axes of a batch that the step names, such as in `jax.lax.pmean`."""
+        params = [e.params for e in self.program.equations]
+        named = [n for p in params for n in p.get("axes") or () if isinstance(n, str)]
+        return tuple(dict.fromkeys(named))
+
+    @property
     def has_own_derivatives(self) -> bool:
         """Whether the step has functions with derivatives of their own."""
         return any(e.name in CUSTOM for e in self.program.equations)

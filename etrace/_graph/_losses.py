@@ -81,6 +81,14 @@ UNHEARD = Reason(
 )
 
 
+NOT_LINEAR = Reason(
+    "the derivative of this function is not linear in what comes back (it clips or "
+    "scales it), so that no rule that goes forwards can follow it",
+    'Only vjp_method="multi-step" with one window over the sequence gives the gradient '
+    "of backpropagation. Or clip what value_and_grad returns.",
+)
+
+
 def not_traceable(primitive: str) -> Reason:
     return Reason(
         f"{primitive} is not a traceable operation",

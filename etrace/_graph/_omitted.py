@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from ._credit import exits_of
+from ._custom import is_linear
 from ._graph import Graph, Occurrence
 from ._inner import Place
 from ._losses import (
@@ -12,6 +13,7 @@ from ._losses import (
     ANOTHERS_MEMORY,
     INITIAL_BY_MIXING,
     NOBODYS_MEMORY,
+    NOT_LINEAR,
     ONLY_BY_MIXING,
     OWN_RECURRENCE,
     UNHEARD,
@@ -61,6 +63,16 @@ def why_of(graph: Graph, occurrence: Occurrence) -> Reason:
     if by_mixing and graph.is_initial(occurrence.edge[0]):
         return INITIAL_BY_MIXING
     return Reason(occurrence.reason, occurrence.remedy)
+
+
+def of_functions(graph: Graph) -> Iterator[Loss]:
+    """Functions whose derivative is none."""
+    program, names = graph.program, graph.call.params.names()
+    moving = program.reached_from([*graph.inputs["params"], *graph.old])
+    for e in program.equations:
+        if not moving.isdisjoint(e.inputs) and not is_linear(e):
+            where = short(e.source)
+            yield Loss(tuple(names), e.name, where, NOT_LINEAR.text, NOT_LINEAR.remedy)
 
 
 def of_groups(graph: Graph, unheard: Collection[int]) -> Iterator[Loss]:

@@ -16,6 +16,7 @@ from ._omitted import (
     Filters,
     entry,
     groups_at,
+    of_functions,
     of_groups,
     of_parameters,
     of_size,
@@ -212,7 +213,8 @@ class Report:
     def losses(self) -> tuple[Loss, ...]:
         """Everything that no trace follows, with the reason and a remedy."""
         graph, unheard = self.graph, self.unheard
-        found = [*of_parameters(graph), *of_groups(graph, unheard)]
+        found = [*of_functions(graph), *of_parameters(graph)]
+        found += of_groups(graph, unheard)
         found += of_states(graph, self.filters, unheard)
         return tuple(dict.fromkeys(found))
 

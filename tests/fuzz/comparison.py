@@ -65,7 +65,8 @@ def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
         warnings.simplefilter("always")
         algorithm = etrace.DRTRL(model)
         algorithm.init(*example)
-    warned = [str(w.message) for w in caught]
+    untraced = etrace.UntracedParameterWarning
+    warned = [str(w.message) for w in caught if w.category is untraced]
     report = algorithm.graph(*example)
     partition = library_partition(report, nodes)
     statuses = parameter_statuses(report, len(model.params))
@@ -77,7 +78,10 @@ def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
     cut = bool(said.cuts or report.graph.positions.cuts)
     # A leaf with axes inside its positions, and what arrives from elsewhere, are
     # declared choices of the library; otherwise there is one partition.
-    chosen = cut or partition.shared(spec.leaves)
+    # So is what no parameter can reach, which has no group.
+    credited = {leaf for g in report.graph.positions.groups for leaf in g.leaves}
+    still = len(credited) < len(report.graph.old)
+    chosen = cut or partition.shared(spec.leaves) or still
     natural = None if chosen else natural_partition(nodes)
     if natural is not None:
         groups = [np.equal.outer(p.group, p.group) for p in (natural, partition)]
@@ -192,4 +196,8 @@ def library_partition(report: etrace.Report, nodes: Nodes) -> Partition:
         for leaf, own in zip(g.leaves, g.positions):
             position[ids[leaf]] = own + g.offset
             group[ids[leaf]] = n
+    for leaf in ids:
+        if (group[leaf] < 0).all():  # nothing to credit: a group of its own, here
+            position[leaf] = max(position) + 1 + np.arange(leaf.size)
+            group[leaf] = max(group) + 1
     return Partition(np.unique(position, return_inverse=True)[1], group)

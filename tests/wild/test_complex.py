@@ -87,7 +87,7 @@ def test_learning_goes_downhill():
     inputs, targets = jnp.sin(jnp.arange(20.0)), jnp.zeros(20)
     train = etrace.learn(lambda y, t: (y - t) ** 2, optax.sgd(0.02), window=20)
     algorithm, optimiser = etrace.DRTRL(model), None
-    for _ in range(100):
+    for _ in range(300):
         algorithm, optimiser, _, losses = train(
             algorithm, optimiser, None, inputs, targets
         )

@@ -160,6 +160,7 @@ def test_all_inputs_tied():
     check(Program(step, weights, inputs=jnp.ones((STEPS, IN))))
 
 
+@pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
 def test_a_mask_of_a_large_number_in_single_precision():
     """A neuron keeps the strongest of its connected inputs; -1e9 masks the others, of
     which single precision can tell no differences below 64."""
