@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ._flows import propagate_backwards, pull
 from ._graph import Graph
 from ._partition import LABEL, UNSET, Labels
-from ._positions import propagate_backwards, pull
 from ._program import Edge, Var
 
 

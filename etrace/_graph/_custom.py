@@ -17,13 +17,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ._batched import no_tangent
+from ._jaxprs import has_while, inner_jaxprs
 from ._program import (
     CUSTOM,
     Equation,
     Program,
     Var,
-    has_while,
-    inner_jaxprs,
     trace_program,
 )
 

@@ -27,8 +27,9 @@ from jaxtyping import Array
 from ._batched import no_tangent
 from ._bodies import find_body_blocks
 from ._custom import is_narrow, widened
+from ._jaxprs import has_while
 from ._primitives import Primitives, is_by_element
-from ._program import Equation, Program, has_while
+from ._program import Equation, Program
 
 
 def with_derivatives(program: Program) -> Program:

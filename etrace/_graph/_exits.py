@@ -13,8 +13,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ._flows import in_blocks
 from ._kinds import Kind
-from ._positions import UNSET, Labels, Positions, in_blocks
+from ._partition import UNSET, Labels
+from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Edge, Var
 

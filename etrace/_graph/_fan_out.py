@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._flows import MIXED, pull
 from ._kinds import Kind
 from ._partition import LABEL, UNSET, Labels
-from ._positions import MIXED, Positions, pull
+from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Edge, Equation, Program, Var, trace_program
 from ._sites import LinearForm, linear_form

@@ -21,12 +21,13 @@ from ._coordinates import Coordinates
 from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
 from ._fan_out import fan_out
+from ._flows import converging
 from ._initial import find_initial, step_from_initial
 from ._inner import Place, inner_axes
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
-from ._positions import Positions, converging, find_positions
+from ._positions import Positions, find_positions
 from ._primitives import Primitives
 from ._program import CUSTOM, Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals

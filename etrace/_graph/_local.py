@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ._batched import Env, Value, run, stopped, take
 from ._graph import Graph
-from ._positions import UNSET
+from ._partition import UNSET
 from ._program import Edge
 from ._values import StepValues
 from ._ways import local_equations

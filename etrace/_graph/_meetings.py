@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ._flows import BLOCKED, MIXED, propagate_backwards, pull
 from ._kinds import Kind
 from ._losses import (
     BEHIND_MIXING,
@@ -18,15 +19,8 @@ from ._losses import (
     together,
 )
 from ._options import MixingTails
-from ._positions import (
-    BLOCKED,
-    MIXED,
-    UNSET,
-    Labels,
-    Positions,
-    propagate_backwards,
-    pull,
-)
+from ._partition import UNSET, Labels
+from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Edge, Var
 from ._sites import Site, make_site

@@ -24,7 +24,7 @@ from ._losses import (
     other_position,
     too_large,
 )
-from ._positions import UNSET
+from ._partition import UNSET
 from ._program import Edge
 from ._where import is_of_library, short
 

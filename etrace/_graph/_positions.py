@@ -9,18 +9,16 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ._blocks import Blocks, first_labels
+from ._blocks import first_labels
+from ._flows import MIXED, in_blocks, propagate_backwards
 from ._kinds import Kind
 from ._partition import LABEL, UNSET, Group, Labels, Partition
 from ._primitives import Primitives
 from ._program import Edge, Var
-
-MIXED = -2  # flows into several positions
-BLOCKED = -3  # flows into the state through a mixing operation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,153 +120,6 @@ def _flow(
 
     flow = propagate_backwards(primitives, g.labels(new), own=stopped)
     return {edge: x for edge, x in own.items() if x.any()}, flow
-
-
-# --------------------------------------------------------------------------- backwards
-
-
-def propagate_backwards(
-    primitives: Primitives,
-    seeds: Labels,
-    *,
-    through_mixing: int = BLOCKED,
-    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
-) -> Labels:
-    """The position into which each element of each value flows.
-
-    An element that reaches the seeds through a mixing operation gets
-    `through_mixing`: BLOCKED, or UNSET to look at the position-local paths alone.
-    `own` may name elements, by edge and the labels of the results, where it is UNSET in
-    any case.
-    """
-    labels: Labels = {}
-    for var, label in seeds.items():
-        _join(labels, var, label)
-    equations = primitives.program.equations
-    for i in reversed(range(len(equations))):
-        if any(v in labels for v in equations[i].outputs):
-            for j, v in enumerate(equations[i].inputs):
-                label = pull(primitives, labels, (i, j), through_mixing, own)
-                if label is not None:
-                    _join(labels, v, label)
-    return labels
-
-
-def pull(
-    primitives: Primitives,
-    labels: Labels,
-    edge: Edge,
-    through_mixing: int = BLOCKED,
-    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
-) -> np.ndarray | None:
-    """Labels of one operand, from those of its equation's outputs."""
-    i, j = edge
-    equation = primitives.program.equations[i]
-    operand, kind = equation.inputs[j], primitives.kinds[i]
-    outputs = [labels.get(v) for v in equation.outputs]
-    if not operand.inexact or kind is Kind.STOP or all(o is None for o in outputs):
-        return None
-    if kind is Kind.MIXING:
-        if all(o is None or (o == UNSET).all() for o in outputs):
-            return None
-        label = _pull_mixed(primitives, edge, outputs, through_mixing)
-        stops = own(edge, outputs)
-        if stops is None:
-            return label
-        return np.where(stops & (label == BLOCKED), UNSET, label)
-    if kind is Kind.ELEMENTWISE:
-        found = [o for o in outputs if o is not None]
-        if operand.shape == equation.outputs[0].shape:
-            return _joined(found)
-        ids = np.arange(operand.size).reshape(operand.shape)
-        ids = np.broadcast_to(ids, equation.outputs[0].shape)
-        return _joined(
-            [_scatter(o, ids, operand.size).reshape(operand.shape) for o in found]
-        )
-    start = sum(v.size for v in equation.inputs[:j])
-    parts = []
-    for output, source in zip(outputs, primitives.sources(i)):
-        if output is not None:
-            inside = (source >= start) & (source < start + operand.size)
-            part = _scatter(output[inside], source[inside] - start, operand.size)
-            parts.append(part.reshape(operand.shape))
-    return _joined(parts)
-
-
-def _pull_mixed(
-    primitives: Primitives, edge: Edge, outputs: Sequence, through_mixing: int
-) -> np.ndarray:
-    """Of a mixing operation: the position of a block that flows into one alone."""
-    operand, blocks = primitives.program.operand(edge), primitives.blocks(edge)
-    if blocks is None:
-        return np.full(operand.shape, through_mixing, LABEL)
-    own = _joined(
-        [
-            _scatter(o.reshape(-1), b.reshape(-1), blocks.count)
-            for o, b in zip(outputs, blocks.results)
-            if o is not None
-        ]
-    )
-    own = np.where((own == MIXED) | (own == BLOCKED), through_mixing, own)
-    return blocks.to_operand(own)
-
-
-def in_blocks(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """Joins the labels of an operand, by block."""
-    return _scatter(labels.reshape(-1), blocks.operand.reshape(-1), blocks.count)
-
-
-def converging(
-    primitives: Primitives, flow: Sequence[Labels]
-) -> dict[Edge, np.ndarray]:
-    """The mixing operations that lead what they read to one position, element by
-    element: by edge, the elements they lead to none or to several."""
-    result = {}
-    for i, equation in enumerate(primitives.program.equations):
-        if primitives.kinds[i] is not Kind.MIXING:
-            continue
-        found = {}
-        for j, v in enumerate(equation.inputs):
-            labels = [pull(primitives, f, (i, j)) for f in flow]
-            shut = np.ones(v.shape, bool)
-            for label in labels:
-                shut = shut if label is None else np.where(label >= 0, False, shut)
-            found[i, j] = shut
-        if not all(x.all() for x in found.values()):
-            result.update(found)
-    return result
-
-
-def _scatter(labels: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
-    """Joins `labels` that arrive at the same of `size` targets."""
-    low = np.full(size, np.iinfo(LABEL).max, LABEL)
-    high = np.full(size, UNSET, LABEL)
-    definite = labels >= 0
-    np.minimum.at(low, targets[definite], labels[definite])
-    np.maximum.at(high, targets[definite], labels[definite])
-    result = np.where(high < 0, UNSET, np.where(low == high, high, MIXED))
-    result[targets[labels == MIXED]] = MIXED
-    result[targets[labels == BLOCKED]] = BLOCKED
-    return result
-
-
-def _join(labels: Labels, var: Var, label: np.ndarray) -> None:
-    label = np.broadcast_to(label, var.shape)
-    labels[var] = _joined([labels[var], label]) if var in labels else label
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    result = parts[0]
-    for part in parts[1:]:
-        blocked = (result == BLOCKED) | (part == BLOCKED)
-        clash = np.where(blocked, BLOCKED, MIXED)
-        clash = np.where(result == part, result, clash)
-        clash = np.where(part == UNSET, result, clash)
-        result = np.where(result == UNSET, part, clash)
-    return result
-
-
-# ---------------------------------------------------------------------------- forwards
 
 
 def _clashing(

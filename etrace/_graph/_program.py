@@ -1,13 +1,12 @@
 """The step function as a flat list of equations.
 
-This file is the library's only contact with jaxprs. `trace_program` traces a
-function, inlines call primitives, turns `cond` into a select over its branches and
-unrolls short `scan`s; what is left are equations of single primitives, each with a
+This file and `_jaxprs` are the library's only contact with jaxprs. `trace_program`
+traces a function, inlines call primitives, turns `cond` into a select over its branches
+and unrolls short `scan`s; what is left are equations of single primitives, each with a
 callable of its own.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from ._jaxprs import acts, callable_of, inner_jaxpr, is_effect, is_opaque
 from ._sparse import is_sparse_product, sparse_product
 from ._where import is_of_jax, line_of
 
@@ -215,11 +215,11 @@ class _Builder:
         if is_sparse_product(eqn):
             return self._inline_at(line_of(eqn), sparse_product(eqn), read)
         if name in _CALL_PRIMITIVES:
-            inner = _subjaxpr(eqn)
+            inner = inner_jaxpr(eqn)
             if is_of_jax(inner):
                 return self._inline_at(line_of(eqn), inner, read)
             return self.inline(inner, read)
-        if name == "cond" and not _is_opaque(eqn):
+        if name == "cond" and not is_opaque(eqn):
             return self._select(eqn, read)
         if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
             return self._unroll(eqn, read)
@@ -230,19 +230,19 @@ class _Builder:
             fill = float(name not in LINEAR_IN_DATA)
             read = [self._safe(v, self.taken, fill, source) for v in read]
         inner, loop = _body(eqn, read)
-        body = None if inner is None or _acts(inner) else _Builder().program(inner)
+        body = None if inner is None or acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self._add(
             Equation(
                 name,
-                _callable(jaxpr, eqn),
+                callable_of(jaxpr, eqn),
                 tuple(read),
                 outputs,
                 eqn.params,
                 source,
                 body,
                 loop,
-                any(map(_is_effect, eqn.effects)),
+                any(map(is_effect, eqn.effects)),
             )
         )
         if not guarded:
@@ -368,54 +368,11 @@ def _var(aval: Any) -> Var:
     return Var(tuple(aval.shape), aval.dtype)
 
 
-def _is_effect(effect: Any) -> bool:
-    """Whether something happens; to name an axis of a batch is not that."""
-    return type(effect).__name__ != "NamedAxisEffect"
-
-
-def _acts(closed) -> bool:
-    """Whether a jaxpr does more than compute, such as printing or raising."""
-    for eqn in closed.jaxpr.eqns:
-        acts = any(map(_is_effect, eqn.effects))
-        if acts or "callback" in eqn.primitive.name:
-            return True
-        if any(map(_acts, inner_jaxprs(eqn.params.values()))):
-            return True
-    return False
-
-
-def has_while(closed) -> bool:
-    """Whether there is a loop of unknown length in a jaxpr."""
-    return any(
-        eqn.primitive.name == "while"
-        or any(has_while(x) for x in inner_jaxprs(eqn.params.values()))
-        for eqn in closed.jaxpr.eqns
-    )
-
-
-def inner_jaxprs(params: Iterable[Any]) -> list[Any]:
-    found = []
-    for x in params:
-        if hasattr(x, "eqns") and not hasattr(x, "consts"):  # open, on older JAX
-            x = jex.core.ClosedJaxpr(x, [])
-        if hasattr(x, "jaxpr"):
-            found.append(x)
-        elif isinstance(x, tuple | list):
-            found += inner_jaxprs(x)
-    return found
-
-
-def _is_opaque(eqn) -> bool:
-    """Whether a `cond` has branches that must not be run if they are not taken: they do
-    more than compute, or might not come to an end."""
-    return any(_acts(b) or has_while(b) for b in eqn.params["branches"])
-
-
 def _body(eqn, read: list[Var]) -> tuple[Any, Loop | None]:
     """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
     name, params = eqn.primitive.name, eqn.params
     if name in CUSTOM:
-        return _subjaxpr(eqn), None
+        return inner_jaxpr(eqn), None
     if name == "scan":
         return params["jaxpr"], _scan(eqn, read)
     if name == "while":
@@ -431,37 +388,3 @@ def _scan(eqn, read: list[Var]) -> Loop:
     n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
     n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
     return Loop(0, len(read) - n_xs - n_carry, n_carry)
-
-
-def _subjaxpr(eqn):
-    """The one inner jaxpr of a call equation, closed."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params:
-            inner = eqn.params[key]
-            if not hasattr(inner, "consts"):  # open jaxpr (remat, on older JAX)
-                inner = jex.core.ClosedJaxpr(inner, [])
-            return inner
-    raise TypeError(f"no inner jaxpr in the call primitive {eqn.primitive.name!r}")
-
-
-def _callable(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
-    """The equation as a function of its operands, each of them its own argument.
-
-    Going through a one-equation jaxpr leaves the binding of parameters, which
-    changes between releases, to JAX.
-    """
-    operands = _operands(tuple((v.aval.shape, v.aval.dtype) for v in eqn.invars))
-    single = jaxpr.replace(
-        constvars=[],
-        invars=operands,
-        outvars=list(eqn.outvars),
-        eqns=[eqn.replace(invars=operands)],
-    )
-    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
-
-
-@functools.lru_cache(maxsize=4096)
-def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
-    """Variables of a jaxpr, of some shapes and dtypes."""
-    structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
-    return list(jax.make_jaxpr(lambda *xs: xs)(*structs).jaxpr.invars)

@@ -16,8 +16,10 @@ from jaxtyping import Array
 
 from ._batched import Value, mapped, take
 from ._exits import Exits
+from ._flows import BLOCKED, MIXED
 from ._kinds import Kind
-from ._positions import BLOCKED, MIXED, UNSET, Positions
+from ._partition import UNSET
+from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Equation, Var
 from ._sites import LinearForm, linear_form

@@ -7,7 +7,7 @@ import numpy as np
 
 from ._graph import Graph
 from ._kinds import Kind
-from ._positions import UNSET
+from ._partition import UNSET
 from ._program import Edge, Var
 
 

@@ -1,0 +1,85 @@
+"""What jaxprs say of themselves, and an equation of one as a function."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.extend as jex
+
+
+def is_effect(effect: Any) -> bool:
+    """Whether something happens; to name an axis of a batch is not that."""
+    return type(effect).__name__ != "NamedAxisEffect"
+
+
+def acts(closed) -> bool:
+    """Whether a jaxpr does more than compute, such as printing or raising."""
+    for eqn in closed.jaxpr.eqns:
+        if any(map(is_effect, eqn.effects)) or "callback" in eqn.primitive.name:
+            return True
+        if any(map(acts, inner_jaxprs(eqn.params.values()))):
+            return True
+    return False
+
+
+def has_while(closed) -> bool:
+    """Whether there is a loop of unknown length in a jaxpr."""
+    return any(
+        eqn.primitive.name == "while"
+        or any(has_while(x) for x in inner_jaxprs(eqn.params.values()))
+        for eqn in closed.jaxpr.eqns
+    )
+
+
+def inner_jaxprs(params: Iterable[Any]) -> list[Any]:
+    """The jaxprs among parameters of an equation, closed."""
+    found = []
+    for x in params:
+        if hasattr(x, "eqns") and not hasattr(x, "consts"):  # open, on older JAX
+            x = jex.core.ClosedJaxpr(x, [])
+        if hasattr(x, "jaxpr"):
+            found.append(x)
+        elif isinstance(x, tuple | list):
+            found += inner_jaxprs(x)
+    return found
+
+
+def is_opaque(eqn) -> bool:
+    """Whether a `cond` has branches that must not be run if they are not taken: they do
+    more than compute, or might not come to an end."""
+    return any(acts(b) or has_while(b) for b in eqn.params["branches"])
+
+
+def inner_jaxpr(eqn):
+    """The one inner jaxpr of a call equation, closed."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if key in eqn.params:
+            inner = eqn.params[key]
+            if not hasattr(inner, "consts"):  # open jaxpr (remat, on older JAX)
+                inner = jex.core.ClosedJaxpr(inner, [])
+            return inner
+    raise TypeError(f"no inner jaxpr in the call primitive {eqn.primitive.name!r}")
+
+
+def callable_of(jaxpr, eqn) -> Callable[..., Sequence[Any]]:
+    """The equation as a function of its operands, each of them its own argument.
+
+    Going through a one-equation jaxpr leaves the binding of parameters, which
+    changes between releases, to JAX.
+    """
+    operands = _operands(tuple((v.aval.shape, v.aval.dtype) for v in eqn.invars))
+    single = jaxpr.replace(
+        constvars=[],
+        invars=operands,
+        outvars=list(eqn.outvars),
+        eqns=[eqn.replace(invars=operands)],
+    )
+    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(single, []))
+
+
+@functools.lru_cache(maxsize=4096)
+def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
+    """Variables of a jaxpr, of some shapes and dtypes."""
+    structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
+    return list(jax.make_jaxpr(lambda *xs: xs)(*structs).jaxpr.invars)
