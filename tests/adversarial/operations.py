@@ -68,7 +68,8 @@ indexing.defvjp(lambda x, t: (indexing(x, t), (x, t)), _indexing_backwards)
 
 
 def _like(x, value):
-    return np.asarray(value, x.dtype)
+    with np.errstate(over="ignore"):  # -1e9 is infinite in half precision
+        return np.asarray(value, x.dtype)
 
 
 def _spread(x):
