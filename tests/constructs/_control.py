@@ -1,5 +1,6 @@
 """Control flow, and functions with derivatives of their own."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -28,6 +29,17 @@ def clipped(x):
 
 
 clipped.defvjp(lambda x: (x, x), lambda x, g: (jnp.where(jnp.abs(x) < 1, g, 0),))
+
+
+@jax.custom_vjp
+def sloped(v, slope):
+    return jnp.tanh(v)
+
+
+sloped.defvjp(
+    lambda v, k: (jnp.tanh(v), (v, k)),
+    lambda r, g: (g / (1 + r[1] ** 2 * jnp.abs(r[0])), jnp.sum(g * jnp.sin(r[0]))),
+)
 
 
 def write_tanh(x, out):
@@ -156,6 +168,13 @@ def turning(repeat):
     return step
 
 
+def rooted(w, h, x):
+    drive = w["w"] @ x
+    return lax.cond(
+        x[0] > 0, lambda u: jnp.sqrt(u * u), lambda u: jnp.sqrt(-x[0]) * u, drive
+    )
+
+
 CONTROL = {
     "`cond`": Construct(branches, {**W, "g": (N,)}),
     "`switch`": Construct(switched, {**W, "g": (N,)}),
@@ -190,6 +209,13 @@ CONTROL = {
     ),
     "surrogate gradient (`custom_jvp`)": leaky(lambda w, h, x: spike(w["w"] @ x), W),
     "`custom_vjp`": leaky(lambda w, h, x: clipped(w["w"] @ x), W),
+    "`custom_vjp`, one slope for all neurons": leaky(
+        lambda w, h, x: sloped(w["w"] @ x, w["k"]), {**W, "k": ()}
+    ),
+    "`eqx.error_if`": leaky(
+        lambda w, h, x: eqx.error_if(w["w"] @ x, jnp.any(x > 99), "never"), W
+    ),
+    "`cond` with a root, in the branch not taken": leaky(rooted, W),
     "`custom_vjp` that mixes": leaky(
         lambda w, h, x: centred(w["w"] @ x),
         W,
