@@ -122,7 +122,7 @@ class ETraceVjpAlgorithm(eqx.Module):
 
         **Returns:** `(hidden, other, trace)`: the model's initial state, credited and
         merely carried, and a zero trace. With `batched=True` every leaf has a leading
-        batch axis; typed PRNG keys in the state are split, one per example.
+        batch axis; PRNG keys in the state are split, one per example.
 
         If the model or the inputs lie on several devices, so does the state: each array
         is made where one step would leave it, a trace beside its weight and its

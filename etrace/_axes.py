@@ -5,7 +5,7 @@ the call has: none, a batch axis (`batched=True`), a time axis (`MultiStepData`)
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,14 +79,25 @@ def batch_size(leaves: Sequence[Array], axes: Sequence[int]) -> int:
     return sizes.pop()
 
 
-def repeat_over_batch(tree: PyTree, batch: int) -> PyTree:
-    """The same state for every example; typed PRNG keys are split."""
+def repeat_over_batch(
+    tree: PyTree, batch: int, raw_keys: Collection[int] = ()
+) -> PyTree:
+    """The same state for every example; PRNG keys are split.
 
-    def one(x):
+    `raw_keys` are the leaves that hold keys as plain numbers, [..., 2].
+    """
+
+    def split(keys: Array) -> Array:
+        flat = keys.reshape(-1)
+        several = jax.vmap(lambda k: jax.random.split(k, batch), out_axes=1)(flat)
+        return several.reshape(batch, *keys.shape)
+
+    def one(n: int, x: Array) -> Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.vmap(lambda k: jax.random.split(k, batch), out_axes=-1)(
-                x.reshape(-1)
-            ).reshape(batch, *x.shape)
+            return split(x)
+        if n in raw_keys:
+            return jax.random.key_data(split(jax.random.wrap_key_data(x)))
         return jnp.broadcast_to(x, (batch, *x.shape))
 
-    return jax.tree.map(one, tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([one(n, x) for n, x in enumerate(leaves)])

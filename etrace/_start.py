@@ -35,7 +35,9 @@ class Start(eqx.Module):
         """The state of a batch, or of one example; its trace is not made."""
         state = self.hidden, self.other
         if batch is not None:
-            state = repeat_over_batch(state, batch)
+            first = len(jax.tree.leaves(self.hidden))
+            keys = [first + n for n in self.graph.raw_keys]
+            state = repeat_over_batch(state, batch, keys)
         # A driver is to write over the state, and not over a parameter in it.
         hidden, other = jax.tree.map(lambda x: x.copy(), state)
         first = first_spec(self.graph, batch)

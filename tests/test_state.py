@@ -1,6 +1,8 @@
 """Every kind of state and parameter: dtypes, complex numbers, keys and counters, leaves
 that get no credit, weights used more than once."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -182,9 +184,10 @@ class Noisy(eqx.Module):
 
     weight: jax.Array
     decay: jax.Array
+    key: Callable = eqx.field(static=True, default=jax.random.key)
 
     def init_state(self):
-        return jnp.zeros(3), {"key": jax.random.key(7), "count": 0}
+        return jnp.zeros(3), {"key": self.key(7), "count": 0}
 
     def __call__(self, state, x):
         h, other = state
@@ -211,6 +214,16 @@ def test_examples_get_keys_of_their_own():
     y, hidden, other, _ = alg.update(hidden, other, trace, x)
     assert len(np.unique(np.asarray(y), axis=0)) == 4
     assert other[1]["count"].tolist() == [1, 1, 1, 1]
+
+
+def test_raw_keys_are_split_like_others():
+    """A key of `PRNGKey` is two integers, known by what the step does with it."""
+    found = []
+    for key in (jax.random.key, jax.random.PRNGKey):
+        alg = etrace.DRTRL(Noisy(normal(3, 2), jnp.ones(3), key), batched=True)
+        x = jnp.ones((4, 2))
+        found.append(alg.update(*alg.init(x), x)[0])
+    assert np.array_equal(*found)
 
 
 class Number(eqx.Module):
