@@ -169,7 +169,7 @@ def _of_wide(
             slopes = _pushed(equation, [j], own, [jnp.ones_like(own[j])])
             for n, v in enumerate(equation.outputs):
                 if v.inexact:
-                    totals[n] = totals[n] + slopes[n] * tangent
+                    totals[n] = totals[n] + slopes[n] * tangent.astype(v.dtype)
         return results, totals
 
     fun.defjvp(rule, symbolic_zeros=True)
