@@ -47,8 +47,8 @@ def check_belongs(
     """Raises unless a trace was made for this model, but for its parameters."""
     graph = _graph_of(trace)
     _check_model(model, graph.call)
-    now = jax.tree.leaves(split_model(model)[1])
-    if not ignoring_constants:
+    if fixed(graph) and not ignoring_constants:
+        now = jax.tree.leaves(split_model(model)[1])
         for n, (_, then) in fixed(graph).items():
             if digest(now[n]) not in (None, then):
                 raise ValueError(_changed(graph, n))
@@ -60,6 +60,8 @@ def guarded(algorithm: Any, graph: Graph) -> Any:
     Inside `jax.jit` the values of constants are not known: there it is one that raises
     when it is run with others than those of `graph`, that of the trace.
     """
+    if not fixed(graph):
+        return algorithm
     params, consts, static = split_model(algorithm.model)
     leaves, treedef = jax.tree.flatten(consts)
     for n, (then, _) in fixed(graph).items():

@@ -36,7 +36,7 @@ def pushforward(equation: Equation) -> Program | None:
     are there at once, since a rule may ask which are.)
     """
     # A solver: its derivative takes seconds to trace, and mixes.
-    if any(map(has_while, inner_jaxprs(equation.params.values()))):
+    if _is_solver(equation):
         return None
     structs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in equation.inputs]
     moving, n = inexact(equation), len(structs)
@@ -62,8 +62,12 @@ def pushforward(equation: Equation) -> Program | None:
 def is_linear(equation: Equation) -> bool:
     """Whether the derivative of a function is linear in what comes back, as far as that
     is looked at: it is not if it clips or scales it."""
-    solver = any(map(has_while, inner_jaxprs(equation.params.values())))
-    return equation.name not in CUSTOM or solver or pushforward(equation) is not None
+    looked_at = equation.name in CUSTOM and not _is_solver(equation)
+    return not looked_at or pushforward(equation) is not None
+
+
+def _is_solver(equation: Equation) -> bool:
+    return any(map(has_while, inner_jaxprs(equation.params.values())))
 
 
 def inexact(equation: Equation) -> list[int]:
@@ -130,18 +134,7 @@ def widened(equation: Equation) -> list[Equation]:
         )
         inputs[j] = wide
     fun = _of_wide(equation, narrow)
-    return [
-        *result,
-        Equation(
-            equation.name,
-            fun,
-            tuple(inputs),
-            equation.outputs,
-            equation.params,
-            equation.source,
-            equation.body,
-        ),
-    ]
+    return [*result, dataclasses.replace(equation, fun=fun, inputs=tuple(inputs))]
 
 
 def _of_wide(

@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from ._batched import no_tangent
 from ._bodies import find_body_blocks
-from ._custom import is_narrow, widened
+from ._custom import inexact, is_narrow, widened
 from ._jaxprs import has_while
 from ._primitives import Primitives, is_by_element
 from ._program import Equation, Program
@@ -49,14 +49,14 @@ def _with_transpose(equation: Equation, each: Callable = lambda fun: fun) -> Cal
     """`each` may change how a batch is computed."""
     value = each(equation.fun)
     fun = jax.custom_jvp(value)
-    slopes = [each(functools.partial(_slopes, equation, j)) for j in _inexact(equation)]
+    slopes = [each(functools.partial(_slopes, equation, j)) for j in inexact(equation)]
 
     def rule(primals: Sequence[Any], tangents: Sequence[Any]):
         primals = list(map(jnp.asarray, primals))
         outputs = value(*primals)
         result = [no_tangent(o) for o in outputs]
         results = [n for n, v in enumerate(equation.outputs) if v.inexact]
-        for j, slope in zip(_inexact(equation), slopes, strict=True):
+        for j, slope in zip(inexact(equation), slopes, strict=True):
             t = tangents[j]
             if isinstance(t, SymbolicZero):
                 continue
@@ -67,10 +67,6 @@ def _with_transpose(equation: Equation, each: Callable = lambda fun: fun) -> Cal
 
     fun.defjvp(rule, symbolic_zeros=True)
     return fun
-
-
-def _inexact(equation: Equation) -> list[int]:
-    return [j for j, v in enumerate(equation.inputs) if v.inexact]
 
 
 def _slopes(equation: Equation, j: int, *primals: Array) -> list[Array]:

@@ -105,14 +105,14 @@ class Graph:
         first = self.inputs["other"][-1]
         return first in self.program.equations[i].inputs
 
-    @property
+    @functools.cached_property
     def raw_keys(self) -> tuple[int, ...]:
         """The other leaves that the step reads as keys, of `jax.random.PRNGKey`."""
         equations = self.program.equations
         read = {v for e in equations if e.name == "random_wrap" for v in e.inputs}
         return tuple(n for n, v in enumerate(self.inputs["other"]) if v in read)
 
-    @property
+    @functools.cached_property
     def named_axes(self) -> tuple[str, ...]:
         """The axes of a batch that the step names, such as in `jax.lax.pmean`."""
         params = [e.params for e in self.program.equations]
