@@ -94,6 +94,17 @@ def _still(
     return frozenset(i for i, v in enumerate(new) if v not in moving)
 
 
+def _reads_by_mixing(primitives: Primitives, walk: "_ForwardWalk") -> bool:
+    """Whether a mixing operation reads what belongs to positions, and leads back to
+    the state."""
+    return any(
+        primitives.kinds[i] is Kind.MIXING
+        and any(v in walk.labels for v in equation.inputs)
+        and any(v in backward for backward in walk.backward for v in equation.outputs)
+        for i, equation in enumerate(primitives.program.equations)
+    )
+
+
 def _flow(
     primitives: Primitives, walk: "_ForwardWalk", group: int, new: Sequence[Var]
 ) -> tuple[dict[Edge, np.ndarray], Labels]:
@@ -118,6 +129,8 @@ def _flow(
         own[edge] = here & back[np.where(here, label - g.offset, g.size)]
         return own[edge]
 
+    if not _reads_by_mixing(primitives, walk):  # nothing to stop
+        return {}, walk.backward[group]
     flow = propagate_backwards(primitives, g.labels(new), own=stopped)
     return {edge: x for edge, x in own.items() if x.any()}, flow
 
