@@ -165,7 +165,7 @@ class _Walk:
                     cut = cuts[i, j]
                     own = self.positions.forward.get(v, np.full(v.shape, UNSET))
                     label = np.where(cut, np.broadcast_to(own, cut.shape), UNSET)
-                back = self._returns(equation.outputs, label, mixing)
+                back = self._returns((i, j), equation.outputs, label, mixing)
                 for where, found in ((exits, ~back), (closed, back)):
                     here = np.where(found, label, UNSET)
                     if (here >= 0).any():
@@ -175,8 +175,9 @@ class _Walk:
                 exits[len(program.equations), j] = self.labels[v]
         return exits, closed
 
-    def _returns(self, outputs, label: np.ndarray, mixing: bool) -> np.ndarray:
-        """Where an operation leads back to the new state of the label's own group."""
+    def _returns(self, edge: Edge, outputs, label, mixing: bool) -> np.ndarray:
+        """Where an operation leads back to the population of the label's position; for
+        what entered in this step, to its group."""
         result = np.zeros(label.shape, bool)
         for g, backward in enumerate(self.positions.backward):
             own = self.positions.group_of(label) == g
@@ -186,6 +187,9 @@ class _Walk:
             for v in outputs:
                 if v in backward:
                     result |= own & (backward[v] != UNSET)
+        if edge in self.positions.returning:
+            old = self.positions.forward[self.primitives.program.operand(edge)] >= 0
+            result = np.where(old, self.positions.returning[edge], result)
         return result
 
 

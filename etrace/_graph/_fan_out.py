@@ -79,11 +79,12 @@ def _partings(
     result = {}
     for v, readers in edges.items():
         flow = [
-            (labels, own)
-            for labels, own in zip(positions.flow, positions.own)
+            labels
+            for labels in positions.flow
             if v in labels and (labels[v] == MIXED).any()
         ]
-        after = {edge: _after(primitives, flow, edge) for edge in readers if flow}
+        own = positions.own
+        after = {edge: _after(primitives, flow, own, edge) for edge in readers if flow}
         ways = {edge: found for edge, found in after.items() if found is not None}
         if flow and len(ways) == len(readers):
             result[v] = _numbered(v, ways)
@@ -92,7 +93,8 @@ def _partings(
 
 def _after(
     primitives: Primitives,
-    flow: Sequence[tuple[Labels, Mapping[Edge, np.ndarray]]],
+    flow: Sequence[Labels],
+    own: Mapping[Edge, np.ndarray],
     edge: Edge,
 ) -> _After | None:
     """None if an element goes to several positions from there."""
@@ -100,10 +102,7 @@ def _after(
     equation, v = primitives.program.equations[i], primitives.program.operand(edge)
     elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
     nowhere = np.full(v.shape, UNSET, LABEL)
-    pulled = [
-        pull(primitives, labels, edge, own=lambda e, _, own=own: own.get(e))
-        for labels, own in flow
-    ]
+    pulled = [pull(primitives, labels, edge, own=own) for labels in flow]
     labels = [nowhere if p is None else p for p in pulled]
     if not any((label == MIXED).any() for label in labels):
         return _After(elements, labels, spread=False)
@@ -111,7 +110,7 @@ def _after(
     if spread is None:
         return None
     (out,) = equation.outputs
-    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f, _ in flow]
+    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f in flow]
     several = any((label == MIXED).any() for label in labels)
     return None if several else _After(spread, labels, spread=True)
 

@@ -4,7 +4,8 @@ A label says which position of a group an element will flow into, by ways on whi
 positions keep apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,14 +24,13 @@ def propagate_backwards(
     seeds: Labels,
     *,
     through_mixing: int = BLOCKED,
-    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
+    own: Mapping[Edge, np.ndarray] = MappingProxyType({}),
 ) -> Labels:
     """The position into which each element of each value flows.
 
     An element that reaches the seeds through a mixing operation gets
     `through_mixing`: BLOCKED, or UNSET to look at the position-local paths alone.
-    `own` may name elements, by edge and the labels of the results, where it is UNSET in
-    any case.
+    Elements that enter their `own` recurrence at an edge are UNSET there in any case.
     """
     labels: Labels = {}
     for var, label in seeds.items():
@@ -50,7 +50,7 @@ def pull(
     labels: Labels,
     edge: Edge,
     through_mixing: int = BLOCKED,
-    own: Callable[[Edge, Sequence], np.ndarray | None] = lambda edge, outputs: None,
+    own: Mapping[Edge, np.ndarray] = MappingProxyType({}),
 ) -> np.ndarray | None:
     """Labels of one operand, from those of its equation's outputs."""
     i, j = edge
@@ -63,7 +63,7 @@ def pull(
         if all(o is None or (o == UNSET).all() for o in outputs):
             return None
         label = _pull_mixed(primitives, edge, outputs, through_mixing)
-        stops = own(edge, outputs)
+        stops = own.get(edge)
         if stops is None:
             return label
         return np.where(stops & (label == BLOCKED), UNSET, label)

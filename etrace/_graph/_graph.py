@@ -258,7 +258,7 @@ def _positions(
 ) -> tuple[Coordinates, Primitives, Positions, Mapping[Place, int]]:
     """The step in coordinates where positions hold what belongs together, and where
     no weight's product parts to several; and where they would hold too much."""
-    coordinates = Coordinates(call.hidden, ((),) * len(call.hidden.leaves))
+    coordinates = Coordinates.whole(call.hidden)
     program = None
     while True:
         program = program or _trace(call, coordinates)
@@ -271,6 +271,9 @@ def _positions(
         inner = inner_axes(primitives, positions, old, new, *sizes)
         if inner.axes:
             coordinates, program = coordinates.with_inner(inner.axes), None
+            continue
+        if positions.parts:
+            coordinates, program = coordinates.with_parts(positions.parts), None
             continue
         if options.follows_all:  # what follows every path needs no copies
             break

@@ -18,6 +18,7 @@ import numpy as np
 
 from ._blocks import first_labels
 from ._kinds import Kind
+from ._partition import joined
 from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Edge, Var
@@ -120,7 +121,7 @@ def _along(
     this way, or all with all."""
     a, b = (x.reshape(-1) for x in pairs)
     met = (a >= 0) & (b >= 0)
-    root = _joined(a[met], b[met], sum(g.size for g in positions.groups))
+    root = joined(a[met], b[met], sum(g.size for g in positions.groups))
     result = {}
     for g in positions.groups:
         for leaf, places in zip(g.leaves, g.positions):
@@ -130,24 +131,6 @@ def _along(
                 return {}
             result[leaf] = axes
     return {leaf: axes for leaf, axes in result.items() if axes}
-
-
-def _joined(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
-    """The smallest position that each is joined with, by way of others; -1 for those
-    that no pair names."""
-    root = np.arange(size)
-    while True:
-        before = root.copy()
-        low = np.minimum(root[a], root[b])
-        for x in (a, b):
-            np.minimum.at(root, root[x], low)
-            np.minimum.at(root, x, low)
-        root = root[root]
-        if (root == before).all():
-            break
-    named = np.zeros(size, bool)
-    named[a] = named[b] = True
-    return np.where(named, root, -1)
 
 
 def _varying(shape: tuple[int, ...], root: np.ndarray) -> set[int] | None:

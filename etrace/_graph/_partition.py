@@ -109,3 +109,21 @@ class Partition:
             own = self.position[i]
             self.position[i] = np.array([renamed.get(p, p) for p in own.tolist()], int)
         self.group[self.group == gb] = ga
+
+
+def joined(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
+    """The smallest position that each is joined with, by way of others; -1 for those
+    that no pair names."""
+    root = np.arange(size)
+    while True:
+        before = root.copy()
+        low = np.minimum(root[a], root[b])
+        for x in (a, b):
+            np.minimum.at(root, root[x], low)
+            np.minimum.at(root, x, low)
+        root = root[root]
+        if (root == before).all():
+            break
+    named = np.zeros(size, bool)
+    named[a] = named[b] = True
+    return np.where(named, root, -1)

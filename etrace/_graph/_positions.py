@@ -9,14 +9,15 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ._blocks import first_labels
-from ._flows import MIXED, in_blocks, propagate_backwards
+from ._flows import BLOCKED, MIXED, in_blocks, propagate_backwards
 from ._kinds import Kind
 from ._partition import LABEL, UNSET, Group, Labels, Partition
+from ._populations import Populations, find_populations
 from ._primitives import Primitives
 from ._program import Edge, Var
 
@@ -28,9 +29,11 @@ class Positions:
     backward: tuple[Labels, ...]  # per group: the position a value flows into
     cuts: dict[Edge, np.ndarray]  # elements that arrive at another position
     inner: frozenset[Edge]  # of mixing operations, where positions are not mixed
-    own: tuple[dict[Edge, np.ndarray], ...]  # per group: where it enters its recurrence
+    returning: Mapping[Edge, np.ndarray]  # elements that enter their own recurrence
+    own: Mapping[Edge, np.ndarray]  # those where what weights did to them is cut, too
     flow: tuple[Labels, ...]  # as `backward`, but for what enters the own recurrence
     moved: dict[int, np.ndarray]  # elements of new leaves that come from elsewhere
+    parts: Mapping[int, np.ndarray]  # of leaves that hold populations apart
 
     def flows_into(self, group: int, values: Iterable[Var]) -> bool:
         """Whether one of some values flows into the new state of a group."""
@@ -69,10 +72,24 @@ def find_positions(
         partition.merge(*pairs)
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
-    flows = [_flow(primitives, walk, g, new) for g in range(len(groups))]
-    own, flow = (tuple(x) for x in zip(*flows)) if flows else ((), ())
     inner = frozenset(walk.inner)
-    return Positions(groups, walk.labels, backward, walk.cuts, inner, own, flow, moved)
+    found = find_populations(primitives, groups, walk.labels, backward, inner, new)
+    flow, own = backward, _own(walk, found)
+    if own:
+        seeds = [g.labels(new) for g in groups]
+        flow = tuple(propagate_backwards(primitives, s, own=own) for s in seeds)
+    return Positions(
+        groups,
+        walk.labels,
+        backward,
+        walk.cuts,
+        inner,
+        found.returning,
+        own,
+        flow,
+        moved,
+        found.parts,
+    )
 
 
 def _still(
@@ -94,45 +111,24 @@ def _still(
     return frozenset(i for i, v in enumerate(new) if v not in moving)
 
 
-def _reads_by_mixing(primitives: Primitives, walk: "_ForwardWalk") -> bool:
-    """Whether a mixing operation reads what belongs to positions, and leads back to
-    the state."""
-    return any(
-        primitives.kinds[i] is Kind.MIXING
-        and any(v in walk.labels for v in equation.inputs)
-        and any(v in backward for backward in walk.backward for v in equation.outputs)
-        for i, equation in enumerate(primitives.program.equations)
-    )
+def _own(walk: "_ForwardWalk", found: Populations) -> dict[Edge, np.ndarray]:
+    """Where gradients of weights stop as well, which acted on the old state before: a
+    threshold in `U @ spike(v - threshold)`. They keep the ways that are local.
 
-
-def _flow(
-    primitives: Primitives, walk: "_ForwardWalk", group: int, new: Sequence[Var]
-) -> tuple[dict[Edge, np.ndarray], Labels]:
-    """Where a group enters its own recurrence, and what flows into it otherwise.
-
-    The first are the elements that belong to a position and are read by a mixing
-    operation that leads back there. Gradients stop: those of the old state, and those
-    of a weight that acted on the value before, such as a threshold in
-    `U @ spike(v - threshold)`. Both keep the ways that are local.
+    Not where several positions share all that comes out, which is no recurrence but a
+    tail of the weight: the mean in a norm of the new state.
     """
-    g, own = walk.groups[group], {}
-
-    def stopped(edge: Edge, outputs: Sequence[np.ndarray | None]) -> np.ndarray | None:
-        label = walk.labels.get(primitives.program.operand(edge))
-        if label is None or edge in walk.inner:
-            return None
-        back = np.zeros(g.size + 1, bool)
-        for o in outputs:
-            if o is not None:
-                back[o[o >= 0] - g.offset] = True
-        here = (label >= g.offset) & (label < g.offset + g.size)
-        own[edge] = here & back[np.where(here, label - g.offset, g.size)]
-        return own[edge]
-
-    if not _reads_by_mixing(primitives, walk):  # nothing to stop
-        return {}, walk.backward[group]
-    flow = propagate_backwards(primitives, g.labels(new), own=stopped)
-    return {edge: x for edge, x in own.items() if x.any()}, flow
+    result = {}
+    for (i, j), returning in found.returning.items():
+        equation = walk.primitives.program.equations[i]
+        label, own = walk.labels[equation.inputs[j]], np.zeros(returning.shape, bool)
+        for g, backward in zip(walk.groups, walk.backward):
+            flows = [backward[v] for v in equation.outputs if v in backward]
+            if any(((f >= 0) | (f == BLOCKED)).any() for f in flows):
+                own |= (label >= g.offset) & (label < g.offset + g.size)
+        if (own & returning).any():
+            result[i, j] = own & returning
+    return result
 
 
 def _clashing(

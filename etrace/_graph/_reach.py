@@ -6,26 +6,12 @@ constant mask) nothing passes; a weight that happens to be zero does not count.
 """
 
 import functools
-from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ._dependence import Dependence, Flags
 from ._graph import Graph
-from ._kinds import Kind
 from ._partition import LABEL, UNSET
-from ._primitives import NOTHING, Primitives
-from ._program import Edge, Equation, Var
-
-# Linear in each operand: what passes is what the operation makes of zeros and ones.
-_MULTILINEAR = frozenset(
-    "mul dot_general conv_general_dilated reduce_sum cumsum".split()
-)
-# Zero wherever their first operand is.
-_KEEPING = frozenset("neg convert_element_type copy copy_p real imag div".split())
-
-Flags = dict[Var, np.ndarray]
 
 
 @functools.lru_cache(maxsize=256)
@@ -70,7 +56,7 @@ def pattern(graph: Graph) -> np.ndarray:
         own = np.eye(n, dtype=bool)[start : start + v.size]
         sources[v] = own.reshape(*v.shape, n)
         start += v.size
-    return _new_state(graph, _Walk(graph.primitives, sources, {}, n).run())
+    return _new_state(graph, Dependence(graph.primitives, sources, {}, n).run())
 
 
 def from_site(graph: Graph, s: int) -> np.ndarray:
@@ -83,128 +69,8 @@ def from_site(graph: Graph, s: int) -> np.ndarray:
     flags = own.reshape(*site.shape, 1) == np.arange(b * o)
     at_var = {} if site.direct else {site.equation.outputs[0]: flags}
     at_edge = {site.edge: flags} if site.direct else {}
-    walk = _Walk(graph.primitives, at_var, at_edge, b * o)
+    walk = Dependence(graph.primitives, at_var, at_edge, b * o)
     return _new_state(graph, walk.run())
-
-
-class _Walk:
-    """Carries `size` flags through the program, from values and from edges."""
-
-    def __init__(
-        self,
-        primitives: Primitives,
-        at_values: Flags,
-        at_edges: Mapping[Edge, np.ndarray],
-        size: int,
-    ):
-        self.primitives = primitives
-        self.flags = dict(at_values)
-        self.at_edges = at_edges
-        self.size = size
-        self.present: Flags = {}
-
-    def run(self) -> Flags:
-        for i, equation in enumerate(self.primitives.program.equations):
-            kind = self.primitives.kinds[i]
-            operands = [self._read((i, j), v) for j, v in enumerate(equation.inputs)]
-            present = [self._present(v) for v in equation.inputs]
-            if equation.outputs:
-                self._mark(equation, i, present)
-            if kind is Kind.STOP or all(o is None for o in operands):
-                continue
-            found = self._through(equation, i, kind, operands, present)
-            for v, flags in zip(equation.outputs, found, strict=True):
-                if v.inexact and v not in self.flags:
-                    self.flags[v] = flags
-        return self.flags
-
-    def _read(self, edge: Edge, var: Var) -> np.ndarray | None:
-        flags, more = self.flags.get(var), self.at_edges.get(edge)
-        if more is None or flags is None:
-            return flags if more is None else more
-        return flags | more
-
-    def _through(self, equation, i, kind, operands, present) -> list[np.ndarray]:
-        if equation.name in _MULTILINEAR:
-            parts = []
-            for j, flags in enumerate(operands):
-                if flags is not None:
-                    values = [*present[:j], flags, *present[j + 1 :]]
-                    parts.append(_applied(equation, values, j))
-            return [functools.reduce(np.logical_or, parts)]
-        if kind is Kind.ELEMENTWISE:
-            shape = (*equation.outputs[0].shape, self.size)
-            parts = [np.broadcast_to(o, shape) for o in operands if o is not None]
-            return [functools.reduce(np.logical_or, parts)] * len(equation.outputs)
-        if kind is Kind.MOVEMENT:
-            flat = np.concatenate(
-                [
-                    np.zeros((v.size, self.size), bool)
-                    if o is None
-                    else np.broadcast_to(o, (*v.shape, self.size)).reshape(v.size, -1)
-                    for v, o in zip(equation.inputs, operands)
-                ]
-            )
-            return [
-                np.where(source[..., None] == NOTHING, False, flat[source])
-                for source in self.primitives.sources(i)
-            ]
-        found = [np.zeros((*v.shape, self.size), bool) for v in equation.outputs]
-        for j, o in enumerate(operands):
-            if o is not None:
-                shape = equation.inputs[j].shape
-                rows = np.broadcast_to(o, (*shape, self.size)).reshape(-1, self.size)
-                found = [a | b for a, b in zip(found, self._mixed(i, j, rows))]
-        return found
-
-    def _mixed(self, i: int, j: int, rows: np.ndarray) -> list[np.ndarray]:
-        """What an operand, in rows, reaches through a mixing operation."""
-        blocks = self.primitives.blocks((i, j))
-        if blocks is None:
-            outputs, every = (
-                self.primitives.program.equations[i].outputs,
-                rows.any(axis=0),
-            )
-            return [np.broadcast_to(every, (*v.shape, self.size)) for v in outputs]
-        reached = np.zeros((blocks.count, self.size), bool)
-        np.logical_or.at(reached, blocks.operand.reshape(-1), rows)
-        return blocks.to_results(reached)
-
-    # ------------------------------------------------------------ what is zero for sure
-
-    def _present(self, var: Var) -> np.ndarray:
-        """Where a value may be anything but zero."""
-        if var not in self.present:
-            known = self.primitives.known(var)
-            here = np.ones(var.shape, bool) if known is None else known != 0
-            self.present[var] = np.asarray(here)
-        return self.present[var]
-
-    def _mark(self, equation: Equation, i: int, present: list[np.ndarray]) -> None:
-        (out, *others), name = equation.outputs, equation.name
-        if all(x.all() for x in present) or self.primitives.known(out) is not None:
-            return
-        if name in _MULTILINEAR:
-            self.present[out] = _applied(equation, present, None)
-        elif name in ("add", "add_any", "sub", "max", "min"):
-            self.present[out] = np.broadcast_to(present[0] | present[1], out.shape)
-        elif name in _KEEPING:
-            self.present[out] = np.broadcast_to(present[0], out.shape)
-        elif self.primitives.kinds[i] is Kind.MOVEMENT:
-            flat = np.concatenate([x.reshape(-1) for x in present])
-            for v, source in zip((out, *others), self.primitives.sources(i)):
-                self.present[v] = (source == NOTHING) | flat[source]
-
-
-def _applied(equation: Equation, values: list[np.ndarray], moving: int | None):
-    """Where the operation gives anything but zero, for zeros and ones."""
-    axes = [-1 if j == moving else None for j in range(len(values))]
-    with jax.ensure_compile_time_eval():
-        dtypes = [v.dtype for v in equation.inputs]
-        arrays = [jnp.asarray(x, d) for x, d in zip(values, dtypes, strict=True)]
-        fun = lambda *xs: equation.fun(*xs)[0]  # noqa: E731
-        result = fun(*arrays) if moving is None else jax.vmap(fun, axes, -1)(*arrays)
-        return np.asarray(result != 0)
 
 
 def positions_of(graph: Graph) -> np.ndarray:

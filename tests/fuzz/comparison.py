@@ -14,7 +14,7 @@ import numpy as np
 import etrace
 import etrace.testing as et
 
-from .positions import Partition, facts, natural_partition
+from .positions import Partition, facts, natural_partition, parted
 from .programs import FEATURES, LENGTH, Nodes, Program, Spec, nodes_of
 from .reference import Reference, reference
 
@@ -83,6 +83,9 @@ def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
     still = len(credited) < len(report.graph.old)
     chosen = cut or partition.shared(spec.leaves) or still
     natural = None if chosen else natural_partition(nodes)
+    natural = natural and parted(nodes, natural)
+    whole = parted(nodes, partition)
+    assert max(whole.group) == max(partition.group), ("populations", partition, whole)
     if natural is not None:
         groups = [np.equal.outer(p.group, p.group) for p in (natural, partition)]
         assert (groups[0] == groups[1]).all(), ("groups", partition)

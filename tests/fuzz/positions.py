@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .blocks import NONE, blocks, joined, label_of_block
+from .populations import Classes, populations, to_operands
 from .programs import Nodes
 from .tape import Node, Value
 
@@ -41,7 +42,9 @@ class Partition:
 class Facts:
     """What the nodes say, given a partition.
 
-    - `feeds`: of every mixing node, the groups whose new state it reaches.
+    - `returning`: per group, of operands of mixing nodes, the elements that enter their
+        own recurrence there.
+    - `parts`: the part of its leaf and group that each element of the state is of.
     - `inner`: the operands of mixing nodes that mix nothing but what one position
         holds.
     - `leading`: per group, of operands of mixing nodes, the elements that these lead to
@@ -58,7 +61,8 @@ class Facts:
     """
 
     partition: Partition
-    feeds: dict[Node, frozenset[int]]
+    returning: tuple[dict[tuple[Node, int], np.ndarray], ...]
+    parts: np.ndarray
     inner: frozenset[tuple[Node, int]]
     leading: tuple[dict[tuple[Node, int], np.ndarray], ...]
     cuts: dict[tuple[Node, int], np.ndarray]
@@ -85,7 +89,7 @@ def natural_partition(nodes: Nodes) -> Partition | None:
     and those of other leaves that its new value is local to. None if two elements of
     one leaf would, or if what a mixing node keeps apart matters."""
     leaves = nodes.given[: len(nodes.new)]
-    classes = _Classes(sum(v.size for v in leaves))
+    classes = Classes(sum(v.size for v in leaves))
     if _apart(nodes, _depend(nodes, leaves, classes)):
         return None
     roots = [classes.find(i) for i in range(len(classes.root))]
@@ -93,7 +97,7 @@ def natural_partition(nodes: Nodes) -> Partition | None:
     parts = [set(part.tolist()) for part in _parts(position, leaves)]
     if any(len(own) < v.size for own, v in zip(parts, leaves)):
         return None
-    groups = _Classes(len(leaves))
+    groups = Classes(len(leaves))
     for a, own in enumerate(parts):
         groups.join([a, *(b for b, other in enumerate(parts) if own & other)])
     of_leaf = [groups.find(a) for a in range(len(leaves))]
@@ -101,17 +105,39 @@ def natural_partition(nodes: Nodes) -> Partition | None:
     return Partition(position, np.repeat(of_leaf, [v.size for v in leaves]))
 
 
+def parted(nodes: Nodes, partition: Partition) -> Partition:
+    """With the groups taken apart where they hold populations apart."""
+    while True:
+        leaves = nodes.given[: len(nodes.new)]
+        part = facts(nodes, partition).parts
+        kinds = Classes(partition.position.size)
+        of_leaf = np.repeat(np.arange(len(leaves)), [v.size for v in leaves])
+        for same in (partition.position, of_leaf):
+            pairs = np.stack([part, same], axis=1)
+            for pair in np.unique(pairs, axis=0):
+                kinds.join(np.flatnonzero((pairs == pair).all(axis=1)))
+        roots = [kinds.find(i) for i in range(part.size)]
+        group = np.unique(roots, return_inverse=True)[1]
+        if max(group) == max(partition.group):
+            return partition
+        partition = Partition(partition.position, group)
+
+
 def facts(nodes: Nodes, partition: Partition) -> Facts:
     flows = _Flows(nodes, partition)
-    feeds = {
-        n: frozenset(np.flatnonzero(flows.groups(n.output)))
-        for n in nodes.nodes
-        if n.kind == "mixing"
-    }
     walk = _Walk(nodes, partition, flows)
-    cuts = walk.cuts
+    cuts, read = walk.cuts, {}
+    for n in nodes.nodes:
+        for j, v in enumerate(n.inputs):
+            if n.kind == "mixing" and v in walk.labels and (n, j) not in walk.inner:
+                read[n, j] = walk.labels[v]
+    found = populations(nodes, partition.position, partition.group, read)
     # Where it enters its own recurrence, a group is left for weights too.
-    flows = _Flows(nodes, partition, walk)
+    own = {
+        (n, j): at & flows.leads(n)[np.where(at, read[n, j], 0)]
+        for (n, j), at in found.returning.items()
+    }
+    flows = _Flows(nodes, partition, own)
     closed = tuple(
         {
             (n, j): (label != NONE) & (_group_of(label, partition) == g) & back
@@ -136,10 +162,18 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
             if not held[g][n].all():
                 leading[g][n, j] = np.ones(n.inputs[j].shape, bool)
                 held[g][first] = np.zeros(first.output.shape, bool)
+    returning = tuple(
+        {
+            k: x & (_group_of(read[k], partition) == g)
+            for k, x in found.returning.items()
+        }
+        for g in partition.groups
+    )
     inner = frozenset(walk.inner)
     return Facts(
         partition,
-        feeds,
+        returning,
+        found.parts,
         inner,
         leading,
         cuts,
@@ -148,22 +182,6 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
         frozenset(chains),
         doubtful,
     )
-
-
-class _Classes:
-    """Numbers, joined to classes."""
-
-    def __init__(self, size: int) -> None:
-        self.root = list(range(size))
-
-    def find(self, i: int) -> int:
-        while self.root[i] != i:
-            i = self.root[i]
-        return i
-
-    def join(self, elements: Sequence[int]) -> None:
-        for i in elements[1:]:
-            self.root[self.find(int(i))] = self.find(int(elements[0]))
 
 
 def _parts(flat: np.ndarray, leaves: Sequence[Value]) -> list[np.ndarray]:
@@ -203,7 +221,7 @@ def _apart(nodes: Nodes, sets: dict[Value, np.ndarray]) -> bool:
     )
 
 
-def _depend(nodes: Nodes, leaves: Sequence[Value], classes: _Classes) -> dict:
+def _depend(nodes: Nodes, leaves: Sequence[Value], classes: Classes) -> dict:
     size = len(classes.root)
     own = np.split(np.eye(size, dtype=bool), np.cumsum([v.size for v in leaves])[:-1])
     sets = {v: part.reshape(*v.shape, size) for v, part in zip(leaves, own)}
@@ -245,9 +263,9 @@ class _Flows:
         self,
         nodes: Nodes,
         partition: Partition,
-        walk: "_Walk | None" = None,
+        own: dict[tuple[Node, int], np.ndarray] | None = None,
     ) -> None:
-        self.nodes, self.partition, self.walk = nodes, partition, walk
+        self.nodes, self.partition, self.own = nodes, partition, own or {}
         self.local: dict[Value, np.ndarray] = {}
         self.mixed: dict[Value, np.ndarray] = {}
         self.leading: dict[tuple[Node, int], np.ndarray] = {}
@@ -273,21 +291,9 @@ class _Flows:
             for j, v in enumerate(n.inputs):
                 self._add(v, *self._through(n, j))
             return
-        start = 0
-        for v in n.inputs:
-            if n.kind == "movement":
-                at = self.nodes.sources[n]
-                ours = (at >= start) & (at < start + v.size)
-                to, given = at[ours] - start, [t[ours] for t in tables]
-            else:
-                ids = np.arange(v.size).reshape(v.shape)
-                to = np.broadcast_to(ids, n.output.shape).reshape(-1)
-                given = list(tables)
-            found = [np.zeros((v.size, t.shape[1]), bool) for t in tables]
-            for f, rows in zip(found, given):
-                np.logical_or.at(f, to, rows)
+        local, mixed = (to_operands(self.nodes, n, t) for t in tables)
+        for v, *found in zip(n.inputs, local, mixed):
             self._add(v, *found)
-            start += v.size
 
     def _through(self, n: Node, j: int) -> tuple[np.ndarray, np.ndarray]:
         """Of an operand of a mixing node: a block that flows into one position of a
@@ -301,24 +307,19 @@ class _Flows:
         local = local & (one @ self.of_position.T)
         if v.inexact and one[apart.operand].any():
             self.leading[n, j] = one[apart.operand].T.reshape(-1, *v.shape)
-        return local[apart.operand], mixed[apart.operand] & ~self._own(n, j)
+        mixed = mixed[apart.operand]
+        if (n, j) in self.own:
+            mixed = mixed & ~self.own[n, j].reshape(-1, 1)
+        return local[apart.operand], mixed
 
-    def _own(self, n: Node, j: int) -> np.ndarray:
-        """The elements of an operand at a position that the node leads back to, by
-        group `[size, G]`."""
-        v = n.inputs[j]
-        result = np.zeros((v.size, len(self.partition.groups)), bool)
-        if self.walk is None or v not in self.walk.labels or (n, j) in self.walk.inner:
-            return result
-        label = self.walk.labels[v].reshape(-1)
-        back = (label != NONE) & self.local[n.output].any(0)[label]
-        return back[:, None] & self.of_position[label]
-
-    def groups(self, v: Value) -> np.ndarray:
-        """The groups that a value reaches in any way."""
-        if v not in self.local:
-            return np.zeros(len(self.partition.groups), bool)
-        return self.mixed[v].any(0) | (self.local[v] @ self.of_position).any(0)
+    def leads(self, n: Node) -> np.ndarray:
+        """Whether a mixing node leads to the group of each position by more than values
+        that several of them share."""
+        if n.output not in self.local:
+            return np.zeros(len(self.of_position), bool)
+        local, mixed = self.local[n.output], self.mixed[n.output]
+        number = local @ self.of_position.astype(int)
+        return self.of_position @ ((number == 1) | mixed).any(0)
 
     def reach(self, v: Value, g: int) -> np.ndarray:
         """Which elements of a value reach a group in any way."""

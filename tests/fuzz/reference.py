@@ -96,8 +96,8 @@ class Step:
         return et.squared_error(outputs, target), new
 
 
-def _feeding(facts: Facts, g: int, node: Node, j: int) -> bool:
-    return g in facts.feeds[node] and (node, j) not in facts.inner
+def _returning(facts: Facts, g: int, node: Node, j: int) -> np.ndarray:
+    return facts.returning[g].get((node, j), np.zeros((), bool))
 
 
 def _leading(leading: dict, node: Node, j: int) -> np.ndarray:
@@ -158,7 +158,7 @@ def reference(
 def _boundary(step: Step, facts: Facts, theta, h, at):
     result = jnp.zeros_like(h)
     for g in facts.partition.groups:
-        stops = Stops(functools.partial(_feeding, facts, g), facts.closed[g])
+        stops = Stops(functools.partial(_returning, facts, g), facts.closed[g])
         signal = jax.grad(lambda h, s=stops: step.marked(s, theta, h, *at)[0])(h)
         result = jnp.where(facts.partition.group == g, signal, result)
     return result
