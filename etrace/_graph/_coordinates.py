@@ -23,13 +23,15 @@ class Leaf:
     """How one hidden leaf is taken apart.
 
     - `inner`: the axes that lie inside its positions, in order.
-    - `parts`: which part each position belongs to, along the other axes; None if all
+    - `parts`: which part each element belongs to, along the other axes; None if all
         belong together.
+    - `ranks`: how many of the parts may hold numbers of one position.
     """
 
     like: jax.ShapeDtypeStruct
     inner: tuple[int, ...] = ()
     parts: np.ndarray | None = None
+    ranks: int = 1
 
     @property
     def is_complex(self) -> bool:
@@ -158,7 +160,9 @@ class Leaf:
         )
         rank = np.argsort(np.argsort(first))  # in order of appearance
         parts = rank[parts.reshape(-1)].reshape(shape)
-        return Leaf(self.like, self.inner, parts if kinds.shape[1] > 1 else None)
+        parts = parts if kinds.shape[1] > 1 else None
+        most = max((part.max() + 1 for part in found if part is not None), default=1)
+        return Leaf(self.like, self.inner, parts, self.ranks * most)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,13 +187,18 @@ class Coordinates:
         return [leaf.join(remaining) for leaf in self.of]
 
     @property
+    def apart(self) -> bool:
+        """Whether a leaf is more than one real one."""
+        return any(leaf.count > 1 for leaf in self.of)
+
+    @property
     def leaves(self) -> list[jax.ShapeDtypeStruct]:
         """The real leaves of one example."""
         return jax.eval_shape(self.split, list(self.hidden.leaves))
 
     def numbers(self) -> list[int]:
         """Of the real leaves: how many numbers of a position their own leaf has."""
-        return [leaf.numbers for leaf in self.of for _ in range(leaf.count)]
+        return [x.numbers * x.ranks for x in self.of for _ in range(x.count)]
 
     def names(self) -> list[str]:
         """Of the real leaves."""
@@ -212,6 +221,15 @@ class Coordinates:
 
     def with_parts(self, parts: Mapping[int, np.ndarray]) -> "Coordinates":
         """Taken apart further, by real leaf: the part of each of its elements."""
+        ranks = [leaf.ranks for leaf in self.of]
+        found = [
+            dataclasses.replace(x, ranks=n)
+            for x, n in zip(self.with_ranks(parts).of, ranks)
+        ]
+        return Coordinates(self.hidden, tuple(found))
+
+    def with_ranks(self, parts: Mapping[int, np.ndarray]) -> "Coordinates":
+        """The same, where parts hold numbers of one position."""
         found = [
             leaf.refined([parts.get(k) for k in own]) for leaf, own in self._real()
         ]

@@ -23,7 +23,7 @@ from ._exits import Exits, find_exits
 from ._fan_out import fan_out
 from ._flows import converging
 from ._initial import find_initial, step_from_initial
-from ._inner import Place, inner_axes
+from ._inner import Place, find_inside
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
@@ -31,6 +31,7 @@ from ._positions import Positions, find_positions
 from ._primitives import Primitives
 from ._program import CUSTOM, Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
+from ._shortcuts import with_shortcuts
 from ._sites import Site, linear_form
 
 
@@ -268,9 +269,12 @@ def _positions(
         old, new = arguments["hidden"], _new(program, call, coordinates)
         positions = find_positions(primitives, old, new, arguments["params"])
         sizes = coordinates.numbers(), options.position_size
-        inner = inner_axes(primitives, positions, old, new, *sizes)
-        if inner.axes:
-            coordinates, program = coordinates.with_inner(inner.axes), None
+        inside = find_inside(primitives, positions, old, new, *sizes)
+        if inside.axes:
+            coordinates, program = coordinates.with_inner(inside.axes), None
+            continue
+        if inside.ranks:
+            coordinates, program = coordinates.with_ranks(inside.ranks), None
             continue
         if positions.parts:
             coordinates, program = coordinates.with_parts(positions.parts), None
@@ -280,7 +284,7 @@ def _positions(
         program = fan_out(primitives, positions, arguments["params"], _data(arguments))
         if program is None:
             break
-    return coordinates, primitives, positions, inner.too_large
+    return coordinates, primitives, positions, inside.too_large
 
 
 def _data(arguments: Mapping[str, tuple[Var, ...]]) -> tuple[Var, ...]:
@@ -341,6 +345,8 @@ def _trace(call: Call, coordinates: Coordinates) -> Program:
     copied = range(first, first + sizes["hidden"])
     fixed = sizes["params"] + sizes["consts"]
     program = trace_program(flat_step, arguments, copied, sizes["params"], fixed)
+    if coordinates.apart:
+        program = with_shortcuts(program)
     program = with_derivatives(program)
     given = _arguments(program, call, coordinates)
     return join_chains(program, given["params"], _data(given), program.outputs[first:])

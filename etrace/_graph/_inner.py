@@ -2,8 +2,9 @@
 
 Compartments of a neuron, receptors of its synapses, what travels down its delay line: a
 leaf `[neurons, C]` whose elements meet along C, and never across neurons, has neurons
-for positions and C numbers in each. Which axes lie inside is seen from the meetings
-that no position can hold as long as every element is one of its own.
+for positions and C numbers in each. A vector of all voltages and, behind them, all
+adaptations has two. Which elements lie inside is seen from the meetings that no
+position can hold as long as every element is one of its own.
 
 A position of more than `position_size` numbers of one leaf is a network of its own:
 there credit is cut, because a trace of every number by every weight would cost as much
@@ -28,56 +29,65 @@ Place = Edge | int  # an operand, or a new leaf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class InnerAxes:
-    """The axes that lie inside positions, by hidden leaf.
+class Inside:
+    """What lies inside positions, by hidden leaf.
 
-    `too_large`: where positions would have more numbers of a leaf than they may, how
-    many.
+    - `axes`: those along which the elements of a position differ, wherever it lies.
+    - `ranks`: else, which of its position's elements each is: the first, the second...
+    - `too_large`: where positions would have more numbers of a leaf than they may, how
+        many.
     """
 
     axes: Mapping[int, set[int]]
+    ranks: Mapping[int, np.ndarray]
     too_large: Mapping[Place, int]
 
 
-def inner_axes(
+def find_inside(
     primitives: Primitives,
     positions: Positions,
     old: Sequence[Var],
     new: Sequence[Var],
     numbers: Sequence[int],
     most: int,
-) -> InnerAxes:
-    """Finds them in leaves of which a position has so many `numbers` already, and may
+) -> Inside:
+    """Finds it in leaves of which a position has so many `numbers` already, and may
     have `most`."""
-    result: dict[int, set[int]] = {}
+    axes: dict[int, set[int]] = {}
+    ranks: dict[int, np.ndarray] = {}
     too_large: dict[Place, int] = {}
-    for place, pairs in _meetings(primitives, positions, new):
-        found = _along(pairs, positions, old)
-        sizes = [numbers[n] * _product(old[n].shape, axes) for n, axes in found.items()]
+    for place, pairs, mixed in _meetings(primitives, positions, new):
+        along, among = _inside(pairs, positions, old, mixed)
+        sizes = [numbers[n] * _product(old[n].shape, own) for n, own in along.items()]
+        sizes += [numbers[n] * int(own.max() + 1) for n, own in among.items()]
         if max(sizes, default=0) > most:
             too_large[place] = max(sizes)
             continue
-        for leaf, axes in found.items():
-            together = result.get(leaf, set()) | axes
+        for leaf, own in along.items():
+            together = axes.get(leaf, set()) | own
             size = _product(old[leaf].shape, together)
             if size * numbers[leaf] > most:
                 too_large[place] = size * numbers[leaf]
             elif size < old[leaf].size:
-                result[leaf] = together
-    return InnerAxes(result, too_large)
+                axes[leaf] = together
+        for leaf, own in among.items():
+            ranks.setdefault(leaf, own)
+    ranks = {leaf: own for leaf, own in ranks.items() if leaf not in axes}
+    return Inside(axes, ranks, too_large)
 
 
 def _meetings(
     primitives: Primitives, positions: Positions, new: Sequence[Var]
-) -> Iterator[tuple[Place, Pairs]]:
-    """Positions that meet where the state acts on itself, one place after the other."""
+) -> Iterator[tuple[Place, Pairs, bool]]:
+    """Positions that meet where the state acts on itself, one place after the other,
+    and whether they do so in a mixing operation."""
     equations = primitives.program.equations
     for i, equation in enumerate(equations):
         if primitives.kinds[i] is Kind.MIXING:
             for j, v in enumerate(equation.inputs):
                 if v in positions.forward and (i, j) not in positions.inner:
                     for pairs in _in_blocks(primitives, positions, i, j):
-                        yield (i, j), pairs
+                        yield (i, j), pairs, True
     for (i, j), cut in positions.cuts.items():
         label = positions.forward[equations[i].inputs[j]]
         label = np.broadcast_to(label, cut.shape)[cut]
@@ -85,11 +95,13 @@ def _meetings(
         others += [b.get(equations[i].outputs[0]) for b in positions.backward]
         for other in others:
             if other is not None:
-                yield (i, j), (label, np.broadcast_to(other, cut.shape)[cut])
+                pairs = label, np.broadcast_to(other, cut.shape)[cut]
+                yield (i, j), pairs, False
     for leaf in positions.moved:
         for g in positions.groups:
             if leaf in g.leaves:
-                yield leaf, (positions.forward[new[leaf]], g.labels(new)[new[leaf]])
+                pairs = positions.forward[new[leaf]], g.labels(new)[new[leaf]]
+                yield leaf, pairs, False
 
 
 def _in_blocks(
@@ -114,23 +126,40 @@ def _in_blocks(
         yield np.concatenate(a), np.concatenate(b)
 
 
-def _along(
-    pairs: Pairs, positions: Positions, old: Sequence[Var]
-) -> Mapping[int, set[int]]:
-    """The axes along which the elements of each leaf meet; none if they do not meet in
-    this way, or all with all."""
+def _inside(
+    pairs: Pairs, positions: Positions, old: Sequence[Var], mixed: bool
+) -> tuple[dict[int, set[int]], dict[int, np.ndarray]]:
+    """By leaf, the axes along which its elements meet or, where they meet in another
+    way, the rank of each among those that it meets. Nothing if a mixing operation reads
+    all of a leaf."""
     a, b = (x.reshape(-1) for x in pairs)
     met = (a >= 0) & (b >= 0)
     root = joined(a[met], b[met], sum(g.size for g in positions.groups))
-    result = {}
+    axes, ranks = {}, {}
     for g in positions.groups:
         for leaf, places in zip(g.leaves, g.positions):
-            own = root[g.offset + places]
-            axes = _varying(old[leaf].shape, own)
-            if axes is None or _product(old[leaf].shape, axes) == old[leaf].size > 1:
-                return {}
-            result[leaf] = axes
-    return {leaf: axes for leaf, axes in result.items() if axes}
+            own, size = root[g.offset + places], old[leaf].size
+            rank = _ranks(own)
+            along = _varying(old[leaf].shape, own)
+            if mixed and rank.max() + 1 == size > 1:
+                return {}, {}
+            if along is not None and (
+                _product(old[leaf].shape, along) < size or size == 1
+            ):
+                axes[leaf] = along
+            elif rank.any():
+                ranks[leaf] = rank
+    return {leaf: own for leaf, own in axes.items() if own}, ranks
+
+
+def _ranks(root: np.ndarray) -> np.ndarray:
+    """Of each element, how many before it have the same root; 0 for those of none."""
+    order = np.argsort(root, kind="stable")
+    ordered = root[order]
+    first = np.searchsorted(ordered, ordered)
+    rank = np.empty(root.size, int)
+    rank[order] = np.arange(root.size) - first
+    return np.where(root >= 0, rank, 0)
 
 
 def _varying(shape: tuple[int, ...], root: np.ndarray) -> set[int] | None:
