@@ -130,19 +130,19 @@ def _inside(
     pairs: Pairs, positions: Positions, old: Sequence[Var], mixed: bool
 ) -> tuple[dict[int, set[int]], dict[int, np.ndarray]]:
     """By leaf, the axes along which its elements meet or, where they meet in another
-    way, the rank of each among those that it meets. Nothing if a mixing operation reads
-    all of a leaf."""
+    way, the rank of each among those that it meets. Nothing if a mixing operation keeps
+    none apart from the others."""
     a, b = (x.reshape(-1) for x in pairs)
     met = (a >= 0) & (b >= 0)
     root = joined(a[met], b[met], sum(g.size for g in positions.groups))
     axes, ranks = {}, {}
+    if mixed and len(np.unique(root[root >= 0])) == 1:
+        return axes, ranks
     for g in positions.groups:
         for leaf, places in zip(g.leaves, g.positions):
             own, size = root[g.offset + places], old[leaf].size
             rank = _ranks(own)
             along = _varying(old[leaf].shape, own)
-            if mixed and rank.max() + 1 == size > 1:
-                return {}, {}
             if along is not None and (
                 _product(old[leaf].shape, along) < size or size == 1
             ):

@@ -65,10 +65,14 @@ def _reshaped(equation: Equation, root: Var, to: Var) -> Equation:
 
 
 def _without_unread(program: Program, equations: list[Equation]) -> Program:
-    """Without what nothing reads any more."""
+    """Without what was read before, and is not any more."""
+    before = {v for e in program.equations for v in e.inputs}
     read, kept = set(program.outputs), []
     for equation in reversed(equations):
-        if equation.effect or any(v in read for v in equation.outputs):
-            read.update(equation.inputs)
-            kept.append(equation)
+        if not before.isdisjoint(equation.outputs) and read.isdisjoint(
+            equation.outputs
+        ):
+            continue
+        read.update(equation.inputs)
+        kept.append(equation)
     return dataclasses.replace(program, equations=tuple(reversed(kept)))
