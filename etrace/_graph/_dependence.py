@@ -82,7 +82,9 @@ class Dependence:
                 [
                     np.zeros((v.size, self.size), bool)
                     if o is None
-                    else np.broadcast_to(o, (*v.shape, self.size)).reshape(v.size, -1)
+                    else np.broadcast_to(o, (*v.shape, self.size)).reshape(
+                        v.size, self.size
+                    )
                     for v, o in zip(equation.inputs, operands)
                 ]
             )

@@ -9,17 +9,18 @@ population. If not, the operation belongs to others: a later layer, another popu
 Where an operation keeps heads apart, each is an operation of its own.
 
 Layers stacked in one leaf, excitation and inhibition in one vector: where a leaf holds
-positions that an operation reads for others of the same leaf, it is taken apart, as if
-its parts were leaves.
+positions that an operation reads (their old state, or what will be their new one) for
+others of the same leaf, it is taken apart, as if its parts were leaves.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from ._blocks import first_labels
 from ._dependence import Dependence
+from ._flows import propagate_backwards
 from ._kinds import Kind
 from ._partition import LABEL, UNSET, Group, Labels, joined
 from ._primitives import Primitives
@@ -43,14 +44,17 @@ class Populations:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reading:
-    """An operand of a mixing operation that holds old state, and the head to which each
-    of its elements and those of the results belong; UNSET for those of none."""
+    """An operand of a mixing operation: the position whose state each element is of,
+    whether it is the old state, and the head that reads it.
+
+    `results` holds the heads of the elements of the results. UNSET for those of none.
+    """
 
     edge: Edge
     labels: np.ndarray
+    old: np.ndarray
     heads: np.ndarray
     results: Sequence[np.ndarray]
-    number: int
 
 
 def find_populations(
@@ -62,137 +66,173 @@ def find_populations(
     new: Sequence[Var],
 ) -> Populations:
     """Finds them, given the positions of values and where those flow to."""
-    readings = list(_readings(primitives, forward, backward, inner))
-    whole = {r.edge: r.labels >= 0 for r in readings}
     size = sum(g.size for g in groups)
-    starts = np.cumsum([0, *(r.number for r in readings)])
-    reads = _pairs(
-        [(n, r.heads, r.labels) for n, r in zip(starts, readings)], starts[-1], size
-    )
-    returns = _pairs(
-        [
-            (n, heads, b[v])
-            for n, r in zip(starts, readings)
-            for v, heads in zip(
-                primitives.program.equations[r.edge[0]].outputs, r.results
-            )
-            for b in backward
-            if v in b
-        ],
-        starts[-1],
-        size,
-    )
-    asked = np.flatnonzero((reads & ~returns).any(axis=1))
+    heads = _Heads(primitives, size)
+    heads.read(forward, _local_flow(primitives, groups, new), backward, inner)
+    reads, whole = heads.reads(), {r.edge: r.old for r in heads.readings}
+    whole = {edge: old for edge, old in whole.items() if old.any()}
+    asked = np.flatnonzero((reads & ~heads.returns(backward)).any(axis=1))
     if not asked.size:  # each position that is read is also led back to
         return Populations(whole, {})
-    number = np.full(starts[-1] + 1, UNSET)
-    number[asked] = np.arange(asked.size)
-    reached = _reached(primitives, groups, new, readings, starts, number)
-    together = reads.copy()
+    reached = heads.reached(asked, groups, new)
+    together = heads.reads(of_old=True)
     together[asked] &= reached
     population = _joined(together)
-    ends = np.zeros((asked.size, size), bool)  # by population
-    np.logical_or.at(ends.T, population, reached.T)
-    back = ends[:, population]
-    returning = {}
-    for n, r in zip(starts, readings):
-        head = number[np.where(r.heads >= 0, n + r.heads, -1)]
-        own = (head == UNSET) | back[head, r.labels]
-        returning[r.edge] = own & whole[r.edge]
-    opened = np.zeros((asked.size, size), bool)
-    np.logical_or.at(opened.T, population, (reads[asked] & ~back).T)
-    parts = _parts(groups, opened[:, population], back)
-    return Populations(returning, parts)
+    back = _by_population(reached, population)
+    opened = _by_population(reads[asked] & ~back, population)
+    returning = {
+        edge: old & (~heads.among(asked, edge, opened)) for edge, old in whole.items()
+    }
+    return Populations(returning, _parts(groups, opened, back))
 
 
-def _readings(
-    primitives: Primitives,
-    forward: Labels,
-    backward: Sequence[Labels],
-    inner: Collection[Edge],
-) -> Iterator[_Reading]:
-    for i, equation in enumerate(primitives.program.equations):
-        leads = any(v in b for b in backward for v in equation.outputs)
-        if primitives.kinds[i] is Kind.MIXING and leads:
+def _local_flow(
+    primitives: Primitives, groups: Sequence[Group], new: Sequence[Var]
+) -> Labels:
+    """The position into whose new state each value flows by local ways."""
+    seeds = {v: label for g in groups for v, label in g.labels(new).items()}
+    return propagate_backwards(primitives, seeds, through_mixing=UNSET)
+
+
+class _Heads:
+    """What the mixing operations of a step read and lead to, numbered by head."""
+
+    def __init__(self, primitives: Primitives, size: int):
+        self.primitives = primitives
+        self.size = size  # the number of positions
+        self.number = 0
+        self.readings: list[_Reading] = []
+
+    def read(
+        self,
+        forward: Labels,
+        flow: Labels,
+        backward: Sequence[Labels],
+        inner: Collection[Edge],
+    ) -> None:
+        """Finds all operands that hold what is of a position, old or new."""
+        for i, equation in enumerate(self.primitives.program.equations):
+            leads = any(v in b for b in backward for v in equation.outputs)
+            if self.primitives.kinds[i] is not Kind.MIXING or not leads:
+                continue
             for j, v in enumerate(equation.inputs):
-                if v in forward and (i, j) not in inner:
-                    yield _reading(primitives, (i, j), forward[v])
+                if (i, j) in inner or not (v in forward or v in flow):
+                    continue
+                nothing = np.full(v.shape, UNSET, LABEL)
+                old, new = forward.get(v, nothing), flow.get(v, nothing)
+                labels = np.where(old >= 0, old, new)
+                if (labels >= 0).any():
+                    own, results, number = _heads(self.primitives, (i, j), labels)
+                    own, *results = (
+                        np.where(x >= 0, x + self.number, UNSET)
+                        for x in (own, *results)
+                    )
+                    reading = _Reading((i, j), labels, old >= 0, own, results)
+                    self.readings.append(reading)
+                    self.number += number
+
+    def reads(self, of_old: bool = False) -> np.ndarray:
+        """Which heads read which positions, [heads, positions]; `of_old`: their old
+        state."""
+        result = self._none()
+        for r in self.readings:
+            held = (r.labels >= 0) & (r.old if of_old else True)
+            result[r.heads[held], r.labels[held]] = True
+        return result
+
+    def returns(self, backward: Sequence[Labels]) -> np.ndarray:
+        """Which heads lead to which positions by local ways."""
+        result = self._none()
+        for r in self.readings:
+            outputs = self.primitives.program.equations[r.edge[0]].outputs
+            for v, head in zip(outputs, r.results):
+                for label in (b[v] for b in backward if v in b):
+                    both = (head >= 0) & (label >= 0)
+                    result[head[both], label[both]] = True
+        return result
+
+    def _none(self) -> np.ndarray:
+        return np.zeros((self.number, self.size), bool)
+
+    def reached(
+        self, asked: np.ndarray, groups: Sequence[Group], new: Sequence[Var]
+    ) -> np.ndarray:
+        """Which positions some heads lead to by any way, [asked, positions]."""
+        at_edges = {
+            r.edge: r.heads[..., None] == asked
+            for r in self.readings
+            if np.isin(r.heads, asked).any()
+        }
+        count = len(asked)
+        walk = Dependence(self.primitives, {}, at_edges, count, by_zeros=False)
+        flags = walk.run()
+        result = np.zeros((count, self.size), bool)
+        for g in groups:
+            for v, label in g.labels(new).items():
+                if v in flags:
+                    rows = flags[v].reshape(v.size, count)
+                    np.logical_or.at(result.T, label.reshape(-1), rows)
+        return result
+
+    def among(self, asked: np.ndarray, edge: Edge, marked: np.ndarray) -> np.ndarray:
+        """The elements of an operand whose positions are marked, [asked, positions],
+        for the head that reads them."""
+        number = np.full(self.number + 1, len(asked))  # the last: those not asked
+        number[asked] = np.arange(len(asked))
+        (reading,) = (r for r in self.readings if r.edge == edge)
+        rows = np.concatenate([marked, np.zeros((1, self.size), bool)])
+        return rows[number[reading.heads], reading.labels]
 
 
-def _reading(primitives: Primitives, edge: Edge, labels: np.ndarray) -> _Reading:
-    """What reads one position is one head, and so is what other operations would be."""
-    outputs = primitives.program.equations[edge[0]].outputs
-    whole = np.zeros(labels.shape, LABEL), [np.zeros(v.shape, LABEL) for v in outputs]
-    blocks = primitives.blocks(edge)
+def _heads(
+    primitives: Primitives, edge: Edge, labels: np.ndarray
+) -> tuple[np.ndarray, Sequence[np.ndarray], int]:
+    """The head of each element of an operand and of the results, and how many there
+    are: what reads a position is one head."""
+    equation, blocks = primitives.program.equations[edge[0]], primitives.blocks(edge)
+    whole = (
+        np.zeros(labels.shape, LABEL),
+        [np.zeros(v.shape, LABEL) for v in equation.outputs],
+        1,
+    )
     # The summands of a sparse product each have a block: they are no heads.
-    name = primitives.program.equations[edge[0]].name
-    if blocks is None or name == "scatter-add":
-        return _Reading(edge, labels, *whole, 1)
+    if blocks is None or equation.name == "scatter-add":
+        return whole
     first = first_labels(labels, blocks)
     if (first == first[0]).all():
-        return _Reading(edge, labels, *whole, 1)
+        return whole
     held = labels >= 0
     size = int(blocks.count + labels.max() + 1)
     root = joined(blocks.operand[held], labels[held] + blocks.count, size)
     found, head = np.unique(root[: blocks.count], return_inverse=True)
     none = int(found[0] < 0)  # blocks that hold nothing of the state
     if not 1 < len(found) - none <= _MOST_HEADS:
-        return _Reading(edge, labels, *whole, 1)
+        return whole
     head = (head.reshape(-1) - none).astype(LABEL)
-    heads, results = blocks.to_operand(head), blocks.to_results(head)
-    return _Reading(edge, labels, heads, results, len(found) - none)
-
-
-def _pairs(
-    found: Sequence[tuple[int, np.ndarray, np.ndarray]], heads: int, size: int
-) -> np.ndarray:
-    """Which heads have which positions, [heads, size]."""
-    result = np.zeros((heads, size), bool)
-    for start, head, label in found:
-        both = (head >= 0) & (label >= 0)
-        result[start + head[both], label[both]] = True
-    return result
-
-
-def _reached(
-    primitives: Primitives,
-    groups: Sequence[Group],
-    new: Sequence[Var],
-    readings: Sequence[_Reading],
-    starts: np.ndarray,
-    number: np.ndarray,
-) -> np.ndarray:
-    """Of the heads with a number: the positions that results flow into by any way."""
-    count, at_edges = int(number.max()) + 1, {}
-    for n, r in zip(starts, readings):
-        own = number[np.where(r.heads >= 0, n + r.heads, -1)]
-        if (own >= 0).any():
-            at_edges[r.edge] = own[..., None] == np.arange(count)
-    flags = Dependence(primitives, {}, at_edges, count, by_zeros=False).run()
-    reached = np.zeros((count, sum(g.size for g in groups)), bool)
-    for g in groups:
-        for v, label in g.labels(new).items():
-            if v in flags:
-                np.logical_or.at(
-                    reached.T, label.reshape(-1), flags[v].reshape(v.size, count)
-                )
-    return reached
+    return blocks.to_operand(head), blocks.to_results(head), len(found) - none
 
 
 def _joined(together: np.ndarray) -> np.ndarray:
-    """The population of each position, from those that [heads, size] hold together."""
+    """The population of each position, from those that [heads, positions] hold
+    together."""
     head, position = np.nonzero(together)
-    first = together.argmax(axis=1)
-    size = together.shape[1]
+    first, size = together.argmax(axis=1), together.shape[1]
     root = joined(first[head], position, size)
     return np.where(root < 0, np.arange(size), root)
+
+
+def _by_population(marked: np.ndarray, population: np.ndarray) -> np.ndarray:
+    """The positions, [heads, positions], of whose population some are marked."""
+    result = np.zeros_like(marked)
+    np.logical_or.at(result.T, population, marked.T)
+    return result[:, population]
 
 
 def _parts(
     groups: Sequence[Group], opened: np.ndarray, back: np.ndarray
 ) -> dict[int, np.ndarray]:
     """By leaf, the part of each element: those that heads read alike and lead back to
-    alike, [heads, size]."""
+    alike, [heads, positions]."""
     result = {}
     for g in groups:
         own = slice(g.offset, g.offset + g.size)

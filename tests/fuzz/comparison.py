@@ -63,7 +63,7 @@ def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
     example = jax.tree.map(lambda x: x[0], inputs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        algorithm = etrace.DRTRL(model)
+        algorithm = etrace.DRTRL(model, position_size=position_size(spec))
         algorithm.init(*example)
     untraced = etrace.UntracedParameterWarning
     warned = [str(w.message) for w in caught if w.category is untraced]
@@ -133,6 +133,12 @@ def compare(spec: Spec, checks: Sequence[tuple[str, int]]) -> Outcome | None:
     return Outcome(statuses, kind, past, predicted, forgiven)
 
 
+def position_size(spec: Spec) -> int:
+    """Of small states a position may hold every number; in some programs, one of each
+    leaf alone, so that credit is cut."""
+    return 16 if spec.seed % 3 else 1
+
+
 def failing(checks: Sequence[tuple[str, int]]) -> Callable[[Spec], bool]:
     """Whether a comparison fails, for `shrunk`."""
 
@@ -163,7 +169,8 @@ def library_gradient(
     *inputs, targets = data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
-        algorithm = etrace.DRTRL(model, vjp_method=method)
+        size = position_size(model.spec)
+        algorithm = etrace.DRTRL(model, vjp_method=method, position_size=size)
         state = algorithm.init(*(x[0] for x in inputs))
     driver = etrace.value_and_grad(et.squared_error, window=window, reduction="sum")
     value, grads, last = driver(algorithm, state, tuple(inputs), targets)

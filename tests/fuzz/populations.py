@@ -46,26 +46,27 @@ def populations(
     nodes: Nodes,
     position: np.ndarray,
     group: np.ndarray,
-    read: Mapping[tuple[Node, int], np.ndarray],
+    read: Mapping[tuple[Node, int], tuple[np.ndarray, np.ndarray]],
 ) -> Populations:
-    """`read`: the positions of what mixing nodes read of the old state."""
+    """`read`: the positions of what mixing nodes read, and whether it is the old state
+    (or what will be the new one)."""
     size = max(position) + 1
     to = _reached(nodes, position)
-    heads = []  # of each: operand, its elements, positions read, positions led to
-    for (n, j), label in read.items():
+    heads = []  # of each: operand, its elements; positions read, of these the old; led to
+    for (n, j), (label, old) in read.items():
         if n.output in to and (label != NONE).any():
-            heads += _heads(n, j, label.reshape(-1), to[n.output])
+            heads += _heads(n, j, label.reshape(-1), old.reshape(-1), to[n.output])
     classes = Classes(size)
-    for _, _, reads, leads in heads:
-        classes.join(np.flatnonzero(reads & leads))
+    for *_, reads_old, leads in heads:
+        classes.join(np.flatnonzero(reads_old & leads))
     population = np.array([classes.find(p) for p in range(size)])
-    returning = {k: np.zeros(label.shape, bool) for k, label in read.items()}
+    returning = {k: np.zeros(old.shape, bool) for k, (_, old) in read.items()}
     of_group = np.array([group[position == p].min() for p in range(size)])
     kinds: list[list] = [[] for _ in range(size)]
-    for key, elements, reads, leads in heads:
+    for key, elements, reads, _, leads in heads:
         back = np.isin(population, population[leads])
-        label = read[key].reshape(-1)
-        returning[key].reshape(-1)[:] |= elements & (label != NONE) & back[label]
+        label, old = (x.reshape(-1) for x in read[key])
+        returning[key].reshape(-1)[:] |= elements & old & back[label]
         opened = np.isin(population, population[reads & ~back])
         for p in range(size):
             mine = of_group == of_group[p]
@@ -76,7 +77,9 @@ def populations(
     return Populations(returning, np.array([numbers[kind] for kind in found]))
 
 
-def _heads(n: Node, j: int, label: np.ndarray, to: np.ndarray) -> list[tuple]:
+def _heads(
+    n: Node, j: int, label: np.ndarray, old: np.ndarray, to: np.ndarray
+) -> list[tuple]:
     """What a mixing node keeps apart: blocks that read no position in common."""
     apart, held = blocks(n, j), label != NONE
     classes = Classes(apart.count + max(label) + 1)
@@ -89,9 +92,12 @@ def _heads(n: Node, j: int, label: np.ndarray, to: np.ndarray) -> list[tuple]:
     result = []
     for root in roots:
         elements = of_block[apart.operand] == root
-        reads = np.isin(np.arange(to.shape[1]), label[elements & held])
+        reads, reads_old = (
+            np.isin(np.arange(to.shape[1]), label[elements & here])
+            for here in (held, old)
+        )
         leads = to[of_block[apart.result] == root].any(0)
-        result.append(((n, j), elements, reads, leads))
+        result.append(((n, j), elements, reads, reads_old, leads))
     return result
 
 

@@ -127,14 +127,17 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
     flows = _Flows(nodes, partition)
     walk = _Walk(nodes, partition, flows)
     cuts, read = walk.cuts, {}
+    alone = _Flows(nodes, partition, alone=True)
     for n in nodes.nodes:
         for j, v in enumerate(n.inputs):
-            if n.kind == "mixing" and v in walk.labels and (n, j) not in walk.inner:
-                read[n, j] = walk.labels[v]
+            if n.kind == "mixing" and v.inexact and (n, j) not in walk.inner:
+                old = walk.labels.get(v, np.full(v.shape, NONE))
+                coming = alone.one(v).reshape(v.shape)
+                read[n, j] = np.where(old != NONE, old, coming), old != NONE
     found = populations(nodes, partition.position, partition.group, read)
     # Where it enters its own recurrence, a group is left for weights too.
     own = {
-        (n, j): at & flows.leads(n)[np.where(at, read[n, j], 0)]
+        (n, j): at & flows.leads(n)[np.where(at, read[n, j][0], 0)]
         for (n, j), at in found.returning.items()
     }
     flows = _Flows(nodes, partition, own)
@@ -164,7 +167,7 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
                 held[g][first] = np.zeros(first.output.shape, bool)
     returning = tuple(
         {
-            k: x & (_group_of(read[k], partition) == g)
+            k: x & (_group_of(read[k][0], partition) == g)
             for k, x in found.returning.items()
         }
         for g in partition.groups
@@ -264,7 +267,9 @@ class _Flows:
         nodes: Nodes,
         partition: Partition,
         own: dict[tuple[Node, int], np.ndarray] | None = None,
+        alone: bool = False,
     ) -> None:
+        self.alone = alone  # whether ways through mixing do not count
         self.nodes, self.partition, self.own = nodes, partition, own or {}
         self.local: dict[Value, np.ndarray] = {}
         self.mixed: dict[Value, np.ndarray] = {}
@@ -310,6 +315,7 @@ class _Flows:
         mixed = mixed[apart.operand]
         if (n, j) in self.own:
             mixed = mixed & ~self.own[n, j].reshape(-1, 1)
+        mixed = mixed & (not self.alone)
         return local[apart.operand], mixed
 
     def leads(self, n: Node) -> np.ndarray:
@@ -326,6 +332,13 @@ class _Flows:
         if v not in self.local:
             return np.zeros(v.size, bool)
         return self.mixed[v][:, g] | (self.local[v] @ self.of_position)[:, g]
+
+    def one(self, v: Value) -> np.ndarray:
+        """The one position that each element flows into locally, or NONE."""
+        if v not in self.local:
+            return np.full(v.size, NONE)
+        own = self.local[v]
+        return np.where(own.sum(1) == 1, own.argmax(1), NONE)
 
     def only(self, v: Value, g: int) -> np.ndarray:
         """The one position of a group that each element flows into, or NONE."""

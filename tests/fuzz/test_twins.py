@@ -29,7 +29,9 @@ def outcome(
     rows = [(r.parameter.removeprefix(".program"), r.status) for r in report.rows]
     driver = etrace.value_and_grad(et.squared_error, window=1, reduction="sum")
     _, grads, _ = driver(algorithm, None, tuple(inputs), targets)
-    return sorted({*rows}), np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
+    return sorted({*rows}), np.concatenate(
+        [np.ravel(g) for g in jax.tree.leaves(grads)]
+    )
 
 
 def check(spec: Spec) -> None:
