@@ -52,7 +52,7 @@ def populations(
     (or what will be the new one)."""
     size = max(position) + 1
     to = _reached(nodes, position)
-    heads = []  # of each: operand, its elements; positions read, of these the old; led to
+    heads = []  # operand, its elements, positions read, of these the old ones, led to
     for (n, j), (label, old) in read.items():
         if n.output in to and (label != NONE).any():
             heads += _heads(n, j, label.reshape(-1), old.reshape(-1), to[n.output])

@@ -4,7 +4,6 @@ import warnings
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
