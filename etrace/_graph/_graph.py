@@ -267,7 +267,8 @@ def _positions(
         pairs = zip(arguments["consts"], constants, strict=True)
         primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
         old, new = arguments["hidden"], _new(program, call, coordinates)
-        positions = find_positions(primitives, old, new, arguments["params"])
+        params, data = arguments["params"], _data(arguments)
+        positions = find_positions(primitives, old, new, params, data)
         sizes = coordinates.numbers(), options.position_size
         inside = find_inside(primitives, positions, old, new, *sizes)
         if inside.axes:
@@ -281,7 +282,7 @@ def _positions(
             continue
         if options.follows_all:  # what follows every path needs no copies
             break
-        program = fan_out(primitives, positions, arguments["params"], _data(arguments))
+        program = fan_out(primitives, positions, params, data)
         if program is None:
             break
     return coordinates, primitives, positions, inside.too_large

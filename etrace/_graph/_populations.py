@@ -14,6 +14,7 @@ others of the same leaf, it is taken apart, as if its parts were leaves.
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -64,11 +65,14 @@ def find_populations(
     backward: Sequence[Labels],
     inner: Collection[Edge],
     new: Sequence[Var],
+    moving: Collection[Var],
 ) -> Populations:
-    """Finds them, given the positions of values and where those flow to."""
+    """Finds them, given the positions of values, where those flow to, and which values
+    depend on data."""
     size = sum(g.size for g in groups)
     heads = _Heads(primitives, size)
-    heads.read(forward, _local_flow(primitives, groups, new), backward, inner)
+    coming = _coming(primitives, groups, new, moving)
+    heads.read(forward, coming, backward, inner)
     reads, whole = heads.reads(), {r.edge: r.old for r in heads.readings}
     whole = {edge: old for edge, old in whole.items() if old.any()}
     asked = np.flatnonzero((reads & ~heads.returns(backward)).any(axis=1))
@@ -86,12 +90,34 @@ def find_populations(
     return Populations(returning, _parts(groups, opened, back))
 
 
-def _local_flow(
-    primitives: Primitives, groups: Sequence[Group], new: Sequence[Var]
+def _coming(
+    primitives: Primitives,
+    groups: Sequence[Group],
+    new: Sequence[Var],
+    moving: Collection[Var],
 ) -> Labels:
-    """The position into whose new state each value flows by local ways."""
+    """The position that values will be of which flow into a new state by local ways,
+    and that values are of which are made from these."""
     seeds = {v: label for g in groups for v, label in g.labels(new).items()}
-    return propagate_backwards(primitives, seeds, through_mixing=UNSET)
+    flow = propagate_backwards(primitives, seeds, through_mixing=UNSET)
+    result = {v: label for v, label in flow.items() if v in moving}
+    for i, equation in enumerate(primitives.program.equations):
+        operands = [result.get(v) for v in equation.inputs]
+        if all(o is None for o in operands):
+            continue
+        if primitives.kinds[i] is Kind.MOVEMENT:
+            found = primitives.moved(i, operands, UNSET)
+        elif primitives.kinds[i] is Kind.ELEMENTWISE:
+            shape = equation.outputs[0].shape
+            wide = [np.broadcast_to(o, shape) for o in operands if o is not None]
+            found = [functools.reduce(np.maximum, wide)] * len(equation.outputs)
+        else:
+            continue
+        for v, label in zip(equation.outputs, found):
+            if v.inexact:
+                own = result.get(v, np.full(v.shape, UNSET, LABEL))
+                result[v] = np.where(own >= 0, own, label)
+    return result
 
 
 class _Heads:
@@ -106,7 +132,7 @@ class _Heads:
     def read(
         self,
         forward: Labels,
-        flow: Labels,
+        coming: Labels,
         backward: Sequence[Labels],
         inner: Collection[Edge],
     ) -> None:
@@ -116,10 +142,10 @@ class _Heads:
             if self.primitives.kinds[i] is not Kind.MIXING or not leads:
                 continue
             for j, v in enumerate(equation.inputs):
-                if (i, j) in inner or not (v in forward or v in flow):
+                if (i, j) in inner or not (v in forward or v in coming):
                     continue
                 nothing = np.full(v.shape, UNSET, LABEL)
-                old, new = forward.get(v, nothing), flow.get(v, nothing)
+                old, new = forward.get(v, nothing), coming.get(v, nothing)
                 labels = np.where(old >= 0, old, new)
                 if (labels >= 0).any():
                     own, results, number = _heads(self.primitives, (i, j), labels)

@@ -52,6 +52,7 @@ def find_positions(
     old: Sequence[Var],
     new: Sequence[Var],
     params: Iterable[Var],
+    data: Iterable[Var],
 ) -> Positions:
     """Groups the hidden leaves `old`, whose next values are `new`.
 
@@ -73,7 +74,10 @@ def find_positions(
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
     inner = frozenset(walk.inner)
-    found = find_populations(primitives, groups, walk.labels, backward, inner, new)
+    moving = primitives.program.reached_from(data)
+    found = find_populations(
+        primitives, groups, walk.labels, backward, inner, new, moving
+    )
     flow, own = backward, _own(walk, found)
     if own:
         seeds = [g.labels(new) for g in groups]

@@ -105,6 +105,27 @@ def natural_partition(nodes: Nodes) -> Partition | None:
     return Partition(position, np.repeat(of_leaf, [v.size for v in leaves]))
 
 
+def _coming(nodes: Nodes, alone: "_Flows") -> dict[Value, np.ndarray]:
+    """The positions that elements flow into locally, and those that elements are made
+    from: one label an element."""
+    result = {v: alone.one(v).reshape(v.shape) for v in nodes.given}
+    for n in nodes.nodes:
+        if not (n.output.data and n.output.inexact):
+            continue
+        own = alone.one(n.output).reshape(n.output.shape)
+        parts = [result.get(v, np.full(v.shape, NONE)) for v in n.inputs]
+        made = np.full(n.output.shape, NONE)
+        if n.kind == "movement":
+            flat, at = np.concatenate([p.reshape(-1) for p in parts]), nodes.sources[n]
+            made = np.where(at >= 0, flat[at], NONE).reshape(n.output.shape)
+        elif n.kind == "elementwise":
+            made = np.max(
+                [made, *(np.broadcast_to(p, made.shape) for p in parts)], axis=0
+            )
+        result[n.output] = np.where(own != NONE, own, made)
+    return result
+
+
 def parted(nodes: Nodes, partition: Partition) -> Partition:
     """With the groups taken apart where they hold populations apart."""
     while True:
@@ -127,13 +148,12 @@ def facts(nodes: Nodes, partition: Partition) -> Facts:
     flows = _Flows(nodes, partition)
     walk = _Walk(nodes, partition, flows)
     cuts, read = walk.cuts, {}
-    alone = _Flows(nodes, partition, alone=True)
+    coming = _coming(nodes, _Flows(nodes, partition, alone=True))
     for n in nodes.nodes:
         for j, v in enumerate(n.inputs):
-            if n.kind == "mixing" and v.inexact and (n, j) not in walk.inner:
+            if n.kind == "mixing" and v.inexact and v.data and (n, j) not in walk.inner:
                 old = walk.labels.get(v, np.full(v.shape, NONE))
-                coming = alone.one(v).reshape(v.shape)
-                read[n, j] = np.where(old != NONE, old, coming), old != NONE
+                read[n, j] = np.where(old != NONE, old, coming[v]), old != NONE
     found = populations(nodes, partition.position, partition.group, read)
     # Where it enters its own recurrence, a group is left for weights too.
     own = {
