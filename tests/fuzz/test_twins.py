@@ -48,7 +48,7 @@ def check(spec: Spec) -> None:
     assert error < tolerance, (name, error, spec)
 
 
-@hypothesis.settings(max_examples=examples(ci=20, thorough=500))
+@hypothesis.settings(max_examples=examples(ci=10, thorough=500))
 @hypothesis.given(spec=specs())
 def test_twins(spec: Spec):
     fresh_caches(50)
