@@ -13,21 +13,24 @@ import etrace
 from .program import INPUTS, STEPS, N, Net, U, W, Weights, loss, normal
 
 
-def outcome(model: Net) -> tuple[list[tuple[str, str]], Weights]:
+def outcome(model: Net) -> tuple[list[tuple], Weights]:
+    """The rows of the report, as (parameter, status, shapes of traces), and the
+    gradient."""
     algorithm = etrace.DRTRL(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = algorithm.graph(INPUTS[0])
     run = etrace.value_and_grad(loss, window=2, reduction="sum", carry=False)
     grads = eqx.filter_jit(run)(algorithm, None, INPUTS, jnp.zeros(STEPS))[1]
-    return sorted((r.parameter, r.status) for r in report.rows), grads.weights
+    rows = [(r.parameter, r.status, r.trace_shapes) for r in report.rows]
+    return sorted(rows), grads.weights
 
 
 def check_same(weights: Weights, *models: tuple[Callable, Callable]) -> None:
     """Of pairs of a step and a function that makes the state."""
     found = [outcome(Net(weights, *model)) for model in models]
     rows, gradients = found[0]
-    assert any(status == "traced" for _, status in rows)
+    assert any(status == "traced" for _, status, _ in rows)
     for other_rows, other in found[1:]:
         assert other_rows == rows
         for name, gradient in gradients.items():
