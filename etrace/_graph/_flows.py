@@ -69,6 +69,8 @@ def pull(
         return np.where(stops & (label == BLOCKED), UNSET, label)
     if kind is Kind.ELEMENTWISE:
         found = [o for o in outputs if o is not None]
+        if edge in own:
+            found = [np.where(own[edge], UNSET, o) for o in found]
         if operand.shape == equation.outputs[0].shape:
             return _joined(found)
         ids = np.arange(operand.size).reshape(operand.shape)

@@ -220,6 +220,7 @@ def analyse(
     meetings = Meetings(primitives, positions, new, options.mixing_tails, first)
     meetings.run(arguments)
     open_tails = converging(primitives, meetings.flow)
+    open_tails |= positions.own_products(primitives)
     exits = find_exits(primitives, positions, meetings.entering, open_tails)
     diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":

@@ -162,7 +162,10 @@ class Meetings:
         """Where values flow by position-local paths, whatever other paths there are."""
         return tuple(
             propagate_backwards(
-                self.primitives, g.labels(self.new), through_mixing=UNSET
+                self.primitives,
+                g.labels(self.new),
+                through_mixing=UNSET,
+                own=self.positions.own,
             )
             for g in self.positions.groups
         )

@@ -9,7 +9,7 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class Positions:
         """Whether one of some values flows into the new state of a group."""
         backward = self.backward[group]
         return any((backward[v] != UNSET).any() for v in values if v in backward)
+
+    def own_products(self, primitives: Primitives) -> dict[Edge, np.ndarray]:
+        """Where weights are multiplied with what enters its own recurrence, by element:
+        what other weights did to it before stops there."""
+        kinds = primitives.kinds
+        own = self.own.items()
+        return {e: stops for e, stops in own if kinds[e[0]] is Kind.ELEMENTWISE}
 
     def group_of(self, labels: np.ndarray) -> np.ndarray:
         """The group of each global position (UNSET where there is none)."""
@@ -79,6 +86,7 @@ def find_positions(
         primitives, groups, walk.labels, backward, inner, new, moving
     )
     flow, own = backward, _own(walk, found)
+    own.update(_before_products(primitives, own, moving))
     if own:
         seeds = [g.labels(new) for g in groups]
         flow = tuple(propagate_backwards(primitives, s, own=own) for s in seeds)
@@ -132,6 +140,25 @@ def _own(walk: "_ForwardWalk", found: Populations) -> dict[Edge, np.ndarray]:
                 own |= (label >= g.offset) & (label < g.offset + g.size)
         if (own & returning).any():
             result[i, j] = own & returning
+    return result
+
+
+def _before_products(
+    primitives: Primitives, own: Mapping[Edge, np.ndarray], moving: Collection[Var]
+) -> dict[Edge, np.ndarray]:
+    """The same for a product written out, `sum(W * s, axis=1)`: they stop where s
+    enters the multiplication, so that W itself is traced there."""
+    equations, result = primitives.program.equations, {}
+    made = {v: i for i, e in enumerate(equations) for v in e.outputs}
+    for (i, j), stops in own.items():
+        k = made.get(equations[i].inputs[j])
+        if k is None or primitives.kinds[k] is not Kind.ELEMENTWISE:
+            continue
+        inputs = equations[k].inputs
+        weights = [v.inexact and v not in moving and v.size > 1 for v in inputs]
+        if any(weights) and primitives.blocks((i, j)) is not None:
+            data = (n for n, weight in enumerate(weights) if not weight)
+            result.update({(k, n): stops for n in data})
     return result
 
 

@@ -77,8 +77,7 @@ def complete_groups(graph: Graph) -> frozenset[int]:
                 return False  # a parameter itself
             for j, v in enumerate(program.equations[i].inputs):
                 if v in moving and (i, j) not in traced:
-                    shut = graph.converging.get((i, j))
-                    if kinds[i] is Kind.MIXING and (shut is None or shut.any()):
+                    if _ends_at(graph, (i, j)):
                         return False
                     if v not in seen:
                         seen.add(v)
@@ -139,14 +138,21 @@ def _ends(graph: Graph, start: Iterable[Var]) -> list[Edge]:
         edges = [(i, j) for j, v in enumerate(e.inputs) if v in reached]
         if not edges or kinds[i] is Kind.STOP:
             continue
-        shut = [graph.converging.get(x) for x in edges]
-        ends = kinds[i] is Kind.MIXING and any(x is None or x.any() for x in shut)
+        ends = any(_ends_at(graph, edge) for edge in edges)
         if ends or any(x in graph.positions.cuts for x in edges):
             result += edges
         else:
             reached.update(v for v in e.outputs if v.inexact)
     outputs = enumerate(graph.program.outputs)
     return result + [(len(equations), j) for j, v in outputs if v in reached]
+
+
+def _ends_at(graph: Graph, edge: Edge) -> bool:
+    """Whether the local ways from a site end at an edge, for some elements."""
+    shut = graph.converging.get(edge)
+    if shut is None:
+        return graph.primitives.kinds[edge[0]] is Kind.MIXING
+    return bool(shut.any())
 
 
 def _is_left(graph: Graph, group: int, edge: Edge) -> bool:

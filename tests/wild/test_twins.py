@@ -195,3 +195,43 @@ def test_a_clock_and_a_leaf_that_nothing_reads():
         (step, lambda: jnp.zeros(N)),
         (beside, lambda: (jnp.zeros(N), jnp.zeros(()), jnp.ones(2))),
     )
+
+
+def by_product(w, s):
+    return w @ s
+
+
+def written_out(w, s):
+    return (w * s[None]).sum(1)
+
+
+def by_columns(w, s):
+    return (w.T * s[:, None]).sum(0)
+
+
+@pytest.mark.parametrize("product", [written_out, by_columns])
+def test_a_product_however_it_is_written(product: Callable):
+    """What acts before it stops there, as the state does; its own weight does not."""
+    weights = {"w": W, "u": U, "threshold": normal(N, seed=5), "out": U[:2]}
+
+    def with_product(product: Callable) -> Callable:
+        def step(w, v, x):
+            s = jax.nn.sigmoid(v - w["threshold"])
+            v = 0.8 * v + w["w"] @ x + product(w["u"], s) - s * w["threshold"]
+            return w["out"] @ s, v
+
+        return step
+
+    found = []
+    for window in (1, STEPS):
+        for how in (by_product, product):
+            algorithm = etrace.DRTRL(
+                Net(weights, with_product(how), lambda: jnp.zeros(N))
+            )
+            run = etrace.value_and_grad(
+                loss, window=window, reduction="sum", carry=False
+            )
+            found.append(run(algorithm, None, INPUTS, jnp.zeros(STEPS))[1].weights)
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            assert jnp.allclose(other[name], gradient, rtol=1e-10), name
