@@ -149,7 +149,7 @@ def reference(
         if not (same and np.allclose(found[2], now, rtol=rtol, atol=rtol)):
             # Compiled together with its gradient, the step gives something else than
             # without: XLA on CPU writes over what it still has to read (JAX 0.10.2, a
-            # slice of an array written into the same array). Or it looks for a minimum in
+            # slice of an array written into the same array). Or it seeks a minimum in
             # numbers that it has rounded in another way. No oracle, then.
             found = (np.nan, *found[1:])
         steps.append(jax.tree.map(np.asarray, found))
