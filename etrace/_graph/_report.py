@@ -27,7 +27,7 @@ from ._omitted import (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One place where a parameter meets data.
+    """One place in the source where a parameter meets data.
 
     - `parameter`: where it is in the model, such as `.cell.weight_hh`.
     - `status`: `"traced"`; `"partly"` (some elements); `"now"` (it reaches the state
@@ -39,6 +39,8 @@ class Row:
     - `groups`: the hidden groups its trace belongs to.
     - `trace_shapes`: of the arrays that its rule keeps for one example: for one trace
         per parameter, a single [components, b, p, o, c].
+    - `times`: how often it meets data there in one step: once in every round of a loop.
+    - `nbytes`: of all the traces that are kept.
     """
 
     parameter: str
@@ -50,13 +52,15 @@ class Row:
     groups: tuple[int, ...]
     trace_shapes: tuple[tuple[int, ...], ...]
     nbytes: int
+    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """The graph of a model's step under one algorithm. Print it, or read the fields.
 
-    - `rows`: one per occurrence of a parameter.
+    - `rows`: one for each place where a parameter meets data; the rounds of a loop are
+        one place.
     - `losses`: what no trace follows, with the reason, the line and a remedy.
     - `nbytes`: bytes of the whole trace state, for `batch` examples.
     - `nbytes_per_device`: the most that lies on one device.
@@ -81,8 +85,18 @@ class Report:
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
-        found = [row for o in self.graph.occurrences for row in self._rows(o)]
-        return (*found, *self._other_rows())
+        found: dict[Row, list[Row]] = {}
+        for occurrence in self.graph.occurrences:
+            for row in self._rows(occurrence):
+                alike = dataclasses.replace(row, nbytes=0)
+                found.setdefault(alike, []).append(row)
+        rows = (
+            dataclasses.replace(
+                alike, nbytes=sum(r.nbytes for r in rows), times=len(rows)
+            )
+            for alike, rows in found.items()
+        )
+        return (*rows, *self._other_rows())
 
     def _other_rows(self) -> Iterator[Row]:
         """Of the parameters that meet no data, and of what has no credit."""
@@ -176,7 +190,8 @@ class Report:
                 r.shapes,
                 " ".join(map(str, r.groups)) or "-",
                 {"output": "now (exact)"}.get(r.status, r.status),
-                " ".join(map(_kept, r.trace_shapes)) or "-",
+                (f"{r.times} x " if r.times > 1 and r.trace_shapes else "")
+                + (" ".join(map(_kept, r.trace_shapes)) or "-"),
                 human_bytes(r.nbytes) if r.nbytes else "-",
                 r.source,
                 r.reason,
