@@ -9,6 +9,7 @@ from ._batched import (
 )
 from ._constants import fixed as fixed
 from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
+from ._ends import ends_of as ends_of
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
 from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (

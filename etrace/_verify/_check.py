@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -19,10 +20,16 @@ from .._sequence import begun, starting, value_and_grad
 from ._compared import Comparison, compared
 from ._lags import Lag, by_lag
 from ._locality import locality
-from ._reference import bptt, slopes
+from ._moves import Losses, Missed, missed, slopes
+from ._reference import bptt
 
 # RTRL is asked as well if its influence matrix has at most so many numbers.
 _AFFORDABLE = 2**22
+
+_REMEDY = (
+    "Use the spike as the surrogate gives it, in products rather than comparisons; or "
+    "widen the surrogate. If it is meant to be held: frozen=(its name,)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +44,9 @@ class CheckedParameter:
         if RTRL was not affordable.
     - `slope`: the same for the slope of the loss along one random direction, by
         differences of losses; their rounding errors are not counted.
-    - `missed`: whether the gradient of backpropagation vanishes though differences of
-        losses do not, and nothing in the model says so (`stop_gradient`).
+    - `missed`: numbers whose gradient by backpropagation is exactly zero, though the
+        loss moves with them: how many, by how much, and where derivatives end; else
+        None.
     """
 
     name: str
@@ -47,7 +55,7 @@ class CheckedParameter:
     comparison: Comparison
     rtrl: float | None
     slope: float
-    missed: bool
+    missed: Missed | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +68,8 @@ class GradientCheck:
         `comparison` of the rule's gradient g with that of backpropagation e, and two
         tests of the latter: `rtrl` and `slope`, the relative difference from the
         gradient of RTRL (None if that is not affordable), and of the slope along a
-        random direction from differences of losses.
+        random direction from differences of losses. `missed` tells of numbers whose
+        gradient is exactly zero though the loss moves with them, else it is None.
     - `total`: the comparison of all parameters as one vector. A comparison has the
         `norm` |e|, the `cosine` of the angle between g and e, the `error`
         |g - e| / |e|, the `ratio` |g| / |e|, and the fraction of numbers whose `signs`
@@ -88,7 +97,7 @@ class GradientCheck:
     def __str__(self) -> str:
         head = ["parameter", "status", "cosine", "error", "norms", "signs"]
         head += ["BPTT - RTRL", "BPTT - slope", "note"]
-        rows = [[*_row(p), p.reason] for p in self.parameters]
+        rows = [[*_row(p), _note(p)] for p in self.parameters]
         rows.append(["all", "", *_shown(self.total), "", "", ""])
         lags = [
             [_steps(lag), f"{lag.share:.2f}", *_shown(lag.comparison)]
@@ -108,7 +117,11 @@ class GradientCheck:
     __repr__ = __str__
 
     def assert_close(
-        self, rtol: float | None = None, *, cosine: float | None = None
+        self,
+        rtol: float | None = None,
+        *,
+        cosine: float | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         """Raises an AssertionError that names the parameters whose gradient is not that
         of backpropagation.
@@ -118,11 +131,16 @@ class GradientCheck:
         - `rtol`: the largest relative error |g - e| / |e|; the square root of the
             precision if neither is given.
         - `cosine`: the smallest cosine, for rules that approximate.
+        - `frozen`: names of parameters that are held on purpose, such as `.mask`: they
+            may move the loss without a gradient.
 
-        Whichever is given, the analysis must be local, RTRL agree with BPTT, and, but
-        for models with derivatives of their own, no parameter whose gradient is zero
-        move the loss.
+        Whichever is given, the analysis must be local, RTRL agree with BPTT, and no
+        number whose gradient is exactly zero move the loss: smoothly, or in jumps, as
+        the spikes change.
+
+        **Raises:** AssertionError; ValueError if `frozen` names no parameter.
         """
+        _check_frozen(frozen, [p.name for p in self.parameters])
         precision = math.sqrt(_precision(self.exact))
         wrong = [
             f"{p.name}: BPTT and RTRL differ by {p.rtrl:.1e}"
@@ -131,9 +149,8 @@ class GradientCheck:
         ]
         if not self.locality <= precision:
             wrong.append(f"the analysis of the model is off by {self.locality:.1e}")
-        if not self.own_derivatives:
-            moved = (p.name for p in self.parameters if p.missed)
-            wrong += [f"{name}: moves the loss, with gradient zero" for name in moved]
+        moved = (p for p in self.parameters if p.missed and p.name not in frozen)
+        wrong += [f"{p.name}: {p.missed}. {_REMEDY}" for p in moved]
         if rtol is None and cosine is None:
             rtol = precision
         for p in self.parameters:
@@ -171,6 +188,8 @@ def check_gradients(
 
     - By parameter: the rule, against backpropagation through time (BPTT).
     - BPTT itself, against differences of losses and, where affordable, RTRL.
+    - Numbers whose gradient is exactly zero: whether the loss moves with them. Then
+        credit is lost in the model, behind a comparison of spikes, say.
     - By lag: how far back the credit for the last loss goes, and how right it is there.
     - The analysis of the model, by random signals on the real values.
 
@@ -200,8 +219,11 @@ def check_gradients(
     _, exact = bptt(loss, algorithm, state, sequence, never)
     leaves = [jax.tree.leaves(tree) for tree in (gradient, exact)]
     by_rtrl = _distances(RTRL, algorithm, driver, state, data, leaves[1])
-    by_slope = slopes(loss, algorithm, state, sequence, exact)
-    found = zip(*leaves, by_rtrl, by_slope, strict=True)
+    losses = Losses(loss, algorithm, state, sequence)
+    params = jax.tree.leaves(eqx.filter(algorithm.model, eqx.is_inexact_array))
+    by_slope = slopes(losses, params, leaves[1])
+    blind = missed(losses, params, leaves[1], graph)
+    found = zip(*leaves, by_rtrl, by_slope, blind, strict=True)
     return GradientCheck(
         algorithm.name,
         _checked(graph, _said(algorithm, sequence), found),
@@ -217,15 +239,15 @@ def check_gradients(
 def _checked(
     graph: Graph, said: Mapping[str, tuple[str, str]], found: Iterable[tuple]
 ) -> tuple[CheckedParameter, ...]:
-    """Of every parameter, from (gradient, exact one, distance of RTRL, slope)."""
-    result, names = [], graph.call.params.names()
-    for p, (name, (g, e, by_rtrl, slope)) in enumerate(zip(names, found, strict=True)):
-        status, reason = said[name]
-        stops = status == "unused" and p in graph.read
-        missed = not (stops or bool(jnp.any(e != 0))) and _moves(*slope)
-        parts = (compared(g, e), by_rtrl, _relative(*slope), missed)
-        result.append(CheckedParameter(name, status, reason, *parts))
-    return tuple(result)
+    """Of every parameter, from (gradient, exact one, distance of RTRL, slope, what is
+    missed)."""
+    names = graph.call.params.names()
+    return tuple(
+        CheckedParameter(
+            name, *said[name], compared(g, e), by_rtrl, _relative(*slope), blind
+        )
+        for name, (g, e, by_rtrl, slope, blind) in zip(names, found, strict=True)
+    )
 
 
 def _distances(
@@ -269,9 +291,17 @@ def _relative(found: float, expected: float, rounding: float) -> float:
     return max(0.0, abs(found - expected) - rounding) / (scale or 1.0)
 
 
-def _moves(found: float, _: float, rounding: float) -> bool:
-    """Whether a loss moves by more than the rounding errors of its many operations."""
-    return abs(found) > 1000 * rounding
+def _note(p: CheckedParameter) -> str:
+    return "; ".join(filter(None, (p.reason, str(p.missed or ""))))
+
+
+def _check_frozen(frozen: Collection[str], names: list[str]) -> None:
+    unknown = [f for f in frozen if f not in names]
+    if isinstance(frozen, str) or unknown:
+        raise ValueError(
+            f"frozen is {frozen!r}; expected a collection of names of parameters, of "
+            f"{', '.join(names)}."
+        )
 
 
 def _precision(tree: PyTree) -> float:
