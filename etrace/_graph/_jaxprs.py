@@ -1,11 +1,27 @@
 """What jaxprs say of themselves, and an equation of one as a function."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.extend as jex
+
+# Functions with a derivative of their own.
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How many operands of a loop its condition, all rounds, and each round read.
+
+    The others are what a `scan` goes through; the body has all but the first.
+    """
+
+    conditions: int
+    constants: int
+    carry: int
 
 
 def is_effect(effect: Any) -> bool:
@@ -83,3 +99,26 @@ def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
     """Variables of a jaxpr, of some shapes and dtypes."""
     structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
     return list(jax.make_jaxpr(lambda *xs: xs)(*structs).jaxpr.invars)
+
+
+def body_of(eqn, read: Sequence[Any]) -> tuple[Any, Loop | None]:
+    """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in CUSTOM:
+        return inner_jaxpr(eqn), None
+    if name == "scan":
+        return params["jaxpr"], scan_of(eqn, read)
+    if name == "while":
+        numbers = params["cond_nconsts"], params["body_nconsts"]
+        return params["body_jaxpr"], Loop(*numbers, len(eqn.outvars))
+    return None, None
+
+
+def scan_of(eqn, read: Sequence[Any]) -> Loop:
+    """Which of its operands, `read` (with shapes), are what."""
+    # The operands are (constants, carry, xs), the results (carry, ys); xs and ys are
+    # those that lose their leading axis inside.
+    body = eqn.params["jaxpr"]
+    n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
+    n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
+    return Loop(0, len(read) - n_xs - n_carry, n_carry)

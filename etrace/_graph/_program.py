@@ -17,14 +17,27 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from ._jaxprs import acts, callable_of, inner_jaxpr, is_effect, is_opaque
+from ._jaxprs import (
+    CUSTOM as CUSTOM,
+    Loop,
+    acts,
+    body_of,
+    callable_of,
+    inner_jaxpr,
+    is_effect,
+    is_opaque,
+    scan_of,
+)
+from ._singular import (
+    SINGULAR,
+    SINGULAR_WITH_DATA,
+    where_taken,
+    with_finite_slopes,
+)
 from ._sparse import is_sparse_product, sparse_product
 from ._where import is_of_jax, line_of
 
 MAX_UNROLLED_SCAN = 32
-
-# Functions with a derivative of their own.
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 # Operations that are linear in what a weight is multiplied with.
 LINEAR_IN_DATA = ("dot_general", "conv_general_dilated")
@@ -81,20 +94,8 @@ class Equation:
     params: Mapping[str, Any]
     source: str
     body: "Program | None" = None
-    loop: "Loop | None" = None
+    loop: Loop | None = None
     effect: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """How many operands of a loop its condition, all rounds, and each round read.
-
-    The others are what a `scan` goes through; the body has all but the first.
-    """
-
-    conditions: int
-    constants: int
-    carry: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,16 +227,21 @@ class _Builder:
         if name in CUSTOM:
             self._as_arrays(read)
         source, guarded = line_of(eqn), self._meets(read)
+        fun = callable_of(jaxpr, eqn)
         if guarded:
             fill = float(name not in LINEAR_IN_DATA)
             read = [self._safe(v, self.taken, fill, source) for v in read]
-        inner, loop = _body(eqn, read)
+            if name in SINGULAR_WITH_DATA and self.taken is not None:
+                fun, read = where_taken(fun), [*read, self.taken]
+        elif name in SINGULAR and self._is_expression(read):
+            fun = with_finite_slopes(fun)
+        inner, loop = body_of(eqn, read)
         body = None if inner is None or acts(inner) else _Builder().program(inner)
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self._add(
             Equation(
                 name,
-                callable_of(jaxpr, eqn),
+                fun,
                 tuple(read),
                 outputs,
                 eqn.params,
@@ -282,25 +288,25 @@ class _Builder:
         A derivative that does not exist in a branch that is not taken (of a root of a
         negative number) must not count. JAX, which does the same with a batch, stops
         gradients where operands enter such a branch. So do we for data, and for weights
-        where they meet data: a weight has its traces there, and no gate before it.
+        where they meet data: a weight has its traces there, and no gate before it. (Nor
+        is its derivative infinite before, see `_singular`.)
         """
-        index, *operands = read
         source, outer = line_of(eqn), self.taken
-        branches = []
+        branches, last = [], len(eqn.params["branches"]) - 1
+        in_range = lambda i: jnp.clip(jnp.asarray(i, jnp.int32), 0, last)  # noqa: E731
+        index = self.append("clamp", in_range, read[:1], source)
         for b, branch in enumerate(eqn.params["branches"]):
-            taken = self._is_taken(index, b, len(eqn.params["branches"]), source)
+            taken = self._is_taken(index, b, source)
             everything = index not in self.data
             entering = [
                 self._guarded(v, taken, source) if everything or v in self.data else v
-                for v in operands
+                for v in read[1:]
             ]
             self.taken = outer if everything else taken
             branches.append(self.inline(branch, entering))
             self.taken = outer
-        last = len(branches) - 1
 
         def select(which, *cases):
-            which = jnp.clip(jnp.asarray(which, jnp.int32), 0, last)
             if len(cases) == 2:
                 which = which.astype(bool)
             return lax.select_n(which, *cases)
@@ -310,11 +316,10 @@ class _Builder:
             for cases in zip(*branches, strict=True)
         ]
 
-    def _is_taken(self, index: Var, branch: int, number: int, source: str) -> Var:
+    def _is_taken(self, index: Var, branch: int, source: str) -> Var:
         """Whether a branch is taken, and those that it lies in."""
 
         def is_taken(which, *outer):
-            which = jnp.clip(jnp.asarray(which, jnp.int32), 0, number - 1)
             return jnp.all(jnp.stack([which == branch, *outer]))
 
         outer = [] if self.taken is None else [self.taken]
@@ -326,6 +331,15 @@ class _Builder:
             self.taken is not None
             and any(v.inexact and v in self.weights - self.data for v in read)
             and not self.data.isdisjoint(read)
+        )
+
+    def _is_expression(self, read: Sequence[Var]) -> bool:
+        """Whether operands are weights alone, and real, within a branch."""
+        return (
+            self.taken is not None
+            and not self.weights.isdisjoint(read)
+            and self.data.isdisjoint(read)
+            and not any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in read)
         )
 
     def _guarded(self, v: Var, taken: Var | None, source: str) -> Var:
@@ -345,7 +359,7 @@ class _Builder:
 
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""
-        body, loop = eqn.params["jaxpr"], _scan(eqn, read)
+        body, loop = eqn.params["jaxpr"], scan_of(eqn, read)
         source = line_of(eqn)
         n_carry = loop.carry
         consts = read[: loop.constants]
@@ -366,25 +380,3 @@ class _Builder:
 
 def _var(aval: Any) -> Var:
     return Var(tuple(aval.shape), aval.dtype)
-
-
-def _body(eqn, read: list[Var]) -> tuple[Any, Loop | None]:
-    """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in CUSTOM:
-        return inner_jaxpr(eqn), None
-    if name == "scan":
-        return params["jaxpr"], _scan(eqn, read)
-    if name == "while":
-        numbers = params["cond_nconsts"], params["body_nconsts"]
-        return params["body_jaxpr"], Loop(*numbers, len(eqn.outvars))
-    return None, None
-
-
-def _scan(eqn, read: list[Var]) -> Loop:
-    # The operands are (constants, carry, xs), the results (carry, ys); xs and ys are
-    # those that lose their leading axis inside.
-    body = eqn.params["jaxpr"]
-    n_xs = sum(v.shape != a.shape for v, a in zip(read, body.in_avals))
-    n_carry = sum(v.aval.shape == a.shape for v, a in zip(eqn.outvars, body.out_avals))
-    return Loop(0, len(read) - n_xs - n_carry, n_carry)

@@ -91,6 +91,20 @@ def _weighted_branch(x, w):
     return lax.cond(x[0] > 0, lambda: jnp.sqrt(w * x), lambda: jnp.tanh(w + x))
 
 
+def _root_of_a_weight(x, w):
+    return lax.cond(x[0] > 0, lambda: jnp.sqrt(w) * x, lambda: w * x)
+
+
+def _divided_in_a_branch(x, w):
+    which = (x[0] > 0).astype(int) + (x[1] > 0).astype(int)
+    return lax.switch(which, [lambda: x * w, lambda: x / w, lambda: w**x - 1 / w])
+
+
+def _normalised_in_a_branch(x, w):
+    scaled = lambda: (w / jnp.sqrt(jnp.sum(w * w))) @ x  # noqa: E731
+    return lax.cond(x[0] > 0, scaled, lambda: w @ x)
+
+
 def _nested(x):
     inner = lambda x: lax.cond(x[1] > 0, jnp.log, lambda x: x * x, x)  # noqa: E731
     return lax.cond(x[0] > 0, inner, lambda x: jnp.exp(-x), x)
@@ -191,6 +205,9 @@ OPERATIONS: dict[str, tuple[Operation, str]] = {
     "root in a branch": (_guarded_root, "x"),
     "switched": (_switched, "xx"),
     "weight in a branch": (_weighted_branch, "xw"),
+    "root of a weight": (_root_of_a_weight, "xw"),
+    "divided in a branch": (_divided_in_a_branch, "xw"),
+    "normalised in a branch": (_normalised_in_a_branch, "xW"),
     "branch in a branch": (_nested, "x"),
     "branch in a loop": (_scan_with_branch, "xx"),
     "short loop": (_rounds(3), "xx"),

@@ -61,6 +61,16 @@ def cond_with_nan(w, h, x):
     return h, h
 
 
+def cond_with_singular_weight(w, h, x):
+    """The root of weights that are zero, their quotients, in branches not taken."""
+    which = (x[0] > 9).astype(int) + (x[1] > 9).astype(int)
+    whole = lambda: w["w"] @ x  # noqa: E731
+    root = lambda: jnp.sqrt(w["w"]) @ x / jnp.sum(w["w"])  # noqa: E731
+    quotient = lambda: jnp.sum(x[None] / w["w"] / jnp.linalg.norm(w["w"]), axis=1)  # noqa: E731
+    h = jax.nn.sigmoid(w["a"]) * h + lax.switch(which, [whole, root, quotient])
+    return h, h
+
+
 def cond_with_nan_everywhere(w, h, x):
     """The same of every neuron: both branches are computed, the roots are guarded."""
     z = w["w"] @ x
@@ -172,6 +182,9 @@ EXACT = {
     "cond on time": Program(cond_on_time, WEIGHTS, clock),
     "switch on time": Program(switch_on_time, WEIGHTS, clock),
     "cond with NaN": Program(cond_with_nan, WEIGHTS),
+    "cond with a singular weight": Program(
+        cond_with_singular_weight, {**WEIGHTS, "w": jnp.zeros((N, IN))}
+    ),
     "guarded NaN": Program(cond_with_nan_everywhere, WEIGHTS),
     "while on inputs": Program(while_on_inputs, WEIGHTS),
     "neuron by neuron": Program(neuron_by_neuron, WEIGHTS),
@@ -190,7 +203,13 @@ TOLD = {
 PROGRAMS = {**EXACT, **TOLD}
 
 
-COMMON = ("cond on time", "cond with NaN", "checkpointed while", "a parallel scan")
+COMMON = (
+    "cond on time",
+    "cond with NaN",
+    "cond with a singular weight",
+    "checkpointed while",
+    "a parallel scan",
+)
 
 
 @pytest.mark.parametrize("name", chosen(PROGRAMS, COMMON))
