@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import dataclasses
+import functools
 import gc
 import itertools
 import os
@@ -16,6 +17,19 @@ import etrace
 import etrace.testing as et
 
 _examples = itertools.count(1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def spike(v: jax.Array, slope: float = 1.0) -> jax.Array:
+    """1 where v > 0, with the derivative 1 / (1 + slope |v|)^2: a function with a
+    derivative of its own, as users write them."""
+    return (v > 0).astype(v.dtype)
+
+
+@spike.defjvp
+def _(slope: float, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple:
+    (v,), (dv,) = primals, tangents
+    return spike(v, slope), dv / (1 + slope * jnp.abs(v)) ** 2
 
 
 def clear_caches() -> None:

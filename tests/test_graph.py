@@ -20,7 +20,7 @@ from etrace._graph import _fan_out
 from etrace._graph._lookup import forget
 from etrace.nn import MGU, RNN
 
-from .helpers import clear_caches
+from .helpers import clear_caches, spike
 
 N, IN, OUT, STEPS = 4, 3, 2, 6
 
@@ -86,17 +86,6 @@ class ConvCell(eqx.Module):
         return self.readout(state.reshape(-1)), state
 
 
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + 10 * jnp.abs(v)) ** 2
-
-
 class PreResetLIF(eqx.Module):
     """Its outputs are the spikes, which read the membrane before the reset."""
 
@@ -111,7 +100,7 @@ class PreResetLIF(eqx.Module):
     def __call__(self, state, x):
         mem, spk = state
         mem = jax.nn.sigmoid(self.tau) * mem + self.inp(x) + self.recurrent @ spk
-        spk = spike(mem - 0.3)
+        spk = spike(mem - 0.3, 10.0)
         mem = mem - spk * 0.3
         return self.readout @ spk, (mem, spk)
 

@@ -20,6 +20,8 @@ import etrace
 import etrace.nn as nn
 import etrace.testing as et
 
+from .helpers import spike
+
 N, OUT, STEPS = 4, 2, 7
 SLOPE = 2.0  # of the surrogate gradient of spikes
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -339,23 +341,12 @@ def mgu(p, own, others, x, enters=lambda f: f):
     return linear(p, "readout", h), h
 
 
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + SLOPE * jnp.abs(v)) ** 2
-
-
 def two_lif_layers(p, own, others, x):
     new = []
     for i, v in zip((0, 2), jnp.split(own, 2)):
         keep = jnp.exp(-1 / jnp.exp(p[f"layers[{i + 1}].log_tau"]))
         v = keep * v + (1 - keep) * linear(p, f"layers[{i}]", x)
-        x = spike(v - 1)
+        x = spike(v - 1, SLOPE)
         new.append(v - x)
     return linear(p, "readout", x), jnp.concatenate(new)
 

@@ -1,6 +1,7 @@
 """`check_gradients`: what it says of rules, models and references, right and wrong."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import etrace.testing as et
 from etrace._graph import _primitives
 from etrace._graph._lookup import forget
 
+from .helpers import spike
 from .toy_rule import LeakyTrace
 
 N, IN, OUT, STEPS = 4, 3, 2, 9
@@ -227,19 +229,10 @@ def test_rtrl_is_not_asked_where_it_costs_too_much(monkeypatch: pytest.MonkeyPat
 # ------------------------------------------------------------ wrong models and analyses
 
 
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + 10 * jnp.abs(v)) ** 2
-
-
 def test_surrogate_gradients_are_no_slopes():
-    check = etrace.check_gradients(etrace.DRTRL(Local(spike)), *DATA)
+    check = etrace.check_gradients(
+        etrace.DRTRL(Local(functools.partial(spike, slope=10.0))), *DATA
+    )
     assert check.own_derivatives and "surrogate" in str(check)
     slopes = {p.name: p.slope for p in check.parameters}
     assert slopes[".w"] > 0.5 and slopes[".a"] < 1e-6

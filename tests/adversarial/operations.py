@@ -13,22 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..helpers import spike
+
 SIZE = 4
 MASK = np.array([True, False, True, True])
 ORDER = np.array([2, 0, 0, 3])
 
 Operation = Callable[..., Any]
-
-
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + jnp.abs(v)) ** 2
 
 
 @jax.custom_vjp

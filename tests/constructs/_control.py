@@ -6,20 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas
 
+from ..helpers import spike
 from ._construct import IN, Construct, N, leaky
 
 W = {"w": (N, IN)}
-
-
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + jnp.abs(v)) ** 2
 
 
 @jax.custom_vjp
