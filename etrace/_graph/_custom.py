@@ -66,6 +66,12 @@ def is_linear(equation: Equation) -> bool:
     return not looked_at or pushforward(equation) is not None
 
 
+def is_assumed_linear(equation: Equation) -> bool:
+    """Whether that is not looked at, and the user's word (JAX sees to it that
+    derivatives forwards are)."""
+    return equation.name == "custom_vjp_call" and _is_solver(equation)
+
+
 def _is_solver(equation: Equation) -> bool:
     return any(map(has_while, inner_jaxprs(equation.params.values())))
 

@@ -22,9 +22,11 @@ from ._where import warn
 
 
 class UntracedParameterWarning(UserWarning):
-    """A parameter that reaches the state is left without a trace.
+    """A parameter that reaches the state is left without a trace, or acts by a function
+    whose derivative is not linear (one that clips what comes back).
 
-    It keeps its exact instantaneous gradient; what it did in the past is not credited.
+    It keeps its exact instantaneous gradient; what it did in the past is not credited,
+    or not as by backpropagation through time.
     """
 
 

@@ -83,9 +83,15 @@ UNHEARD = Reason(
 
 NOT_LINEAR = Reason(
     "the derivative of this function is not linear in what comes back (it clips or "
-    "scales it), so that no rule that goes forwards can follow it",
+    "scales it), or cannot be shown to be: no rule that goes forwards follows it",
     'Only vjp_method="multi-step" with one window over the sequence gives the gradient '
     "of backpropagation. Or clip what value_and_grad returns.",
+)
+
+NOT_LOOKED_AT = Reason(
+    "the derivative of this function, a loop of unknown length, is not looked at, and "
+    "taken to be linear in what comes back",
+    "check_gradients tells whether it is: RTRL and BPTT then agree.",
 )
 
 

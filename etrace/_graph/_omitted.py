@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from ._credit import exits_of
-from ._custom import is_linear
+from ._custom import is_assumed_linear, is_linear
 from ._graph import Graph, Occurrence
 from ._inner import Place
 from ._losses import (
@@ -14,6 +14,7 @@ from ._losses import (
     INITIAL_BY_MIXING,
     NOBODYS_MEMORY,
     NOT_LINEAR,
+    NOT_LOOKED_AT,
     ONLY_BY_MIXING,
     OWN_RECURRENCE,
     UNHEARD,
@@ -25,7 +26,7 @@ from ._losses import (
     too_large,
 )
 from ._partition import UNSET
-from ._program import Edge
+from ._program import Edge, Equation, Var
 from ._where import is_of_library, short
 
 Filters = Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`
@@ -66,13 +67,37 @@ def why_of(graph: Graph, occurrence: Occurrence) -> Reason:
 
 
 def of_functions(graph: Graph) -> Iterator[Loss]:
-    """Functions whose derivative is none."""
+    """Functions on the way to the state whose derivative is none, as far as is known.
+
+    (On the way to outputs alone, what comes back is that of one step, as it should be.)
+    """
     program, names = graph.program, graph.call.params.names()
-    moving = program.reached_from([*graph.inputs["params"], *graph.old])
-    for e in program.equations:
-        if not moving.isdisjoint(e.inputs) and not is_linear(e):
-            where = short(e.source)
-            yield Loss(tuple(names), e.name, where, NOT_LINEAR.text, NOT_LINEAR.remedy)
+    found = [
+        (program.equations[i], why)
+        for i in program.needed(graph.new)
+        if (why := _of_function(program.equations[i])) is not None
+    ]
+    reached = [_reached(graph, v) for v in graph.inputs["params"]] if found else []
+    for e, why in found:
+        pairs = zip(names, reached)
+        what = tuple(name for name, moving in pairs if not moving.isdisjoint(e.inputs))
+        if what:
+            yield Loss(what, e.name, short(e.source), why.text, why.remedy)
+
+
+def _of_function(equation: Equation) -> Reason | None:
+    if not is_linear(equation):
+        return NOT_LINEAR
+    return NOT_LOOKED_AT if is_assumed_linear(equation) else None
+
+
+def _reached(graph: Graph, parameter: Var) -> set[Var]:
+    """The values that depend on a parameter, in the same step or by the state."""
+    start, size = {parameter}, 0
+    while len(start) > size:
+        size, reached = len(start), graph.program.reached_from(start)
+        start |= {old for old, new in zip(graph.old, graph.new) if new in reached}
+    return graph.program.reached_from(start)
 
 
 def of_groups(graph: Graph, unheard: Collection[int]) -> Iterator[Loss]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ._credit import readers
 from ._graph import Graph, Occurrence
-from ._losses import NOT_HIDDEN, NOT_READ, STOPPED, UNHEARD, Loss
+from ._losses import NOT_HIDDEN, NOT_LINEAR, NOT_READ, STOPPED, UNHEARD, Loss
 from ._omitted import (
     Filters,
     entry,
@@ -138,13 +138,15 @@ class Report:
                 shapes,
                 source,
                 occurrence.status,
-                self._reason(occurrence, groups),
+                self._reason(occurrence, groups, names[p]),
                 groups,
                 tuple(x[self.batched :] for x in numbers),
                 0 if n else size,
             )
 
-    def _reason(self, occurrence: Occurrence, groups: tuple[int, ...]) -> str:
+    def _reason(
+        self, occurrence: Occurrence, groups: tuple[int, ...], name: str
+    ) -> str:
         """Why it is not (fully) traced or credited, and what its operation cuts."""
         i, _ = occurrence.edge
         places = [p for p in self.graph.too_large if isinstance(p, tuple) and p[0] == i]
@@ -155,7 +157,14 @@ class Report:
             *(f"group {g}: {UNHEARD.text}" for g in silent),
         ]
         parts += [f"{why.text}; {why.remedy}" for why in dict.fromkeys(found)]
+        if occurrence.status != "output":
+            own = (loss for loss in self._functions if name in loss.what)
+            parts += [f"{f.reason}, at {f.primitive} in {f.source}" for f in own]
         return "; ".join(part.rstrip(".") for part in parts if part)
+
+    @functools.cached_property
+    def _functions(self) -> tuple[Loss, ...]:
+        return tuple(of_functions(self.graph))
 
     def __str__(self) -> str:
         parts = [
@@ -228,22 +237,27 @@ class Report:
     def losses(self) -> tuple[Loss, ...]:
         """Everything that no trace follows, with the reason and a remedy."""
         graph, unheard = self.graph, self.unheard
-        found = [*of_functions(graph), *of_parameters(graph)]
+        found = [*self._functions, *of_parameters(graph)]
         found += of_groups(graph, unheard)
         found += of_states(graph, self.filters, unheard)
         return tuple(dict.fromkeys(found))
 
 
 def untraced(graph: Graph) -> str:
-    """A message about the parameters that reach the state without a trace, or ""."""
-    lines = [f"  {loss}" for loss in of_parameters(graph)]
-    if not lines:
-        return ""
-    return (
+    """A message about the parameters that reach the state without a trace, or by a
+    function that no trace follows, or ""."""
+    untraced = (
         "these parameters reach the state but are not (fully) traced; they keep their "
-        "exact instantaneous gradient. See print(algorithm.graph(*inputs)).\n"
-        + "\n".join(lines)
+        "exact instantaneous gradient. See print(algorithm.graph(*inputs)).",
+        list(of_parameters(graph)),
     )
+    not_linear = (
+        "what these parameters did in the past is not credited as by backpropagation "
+        "through time. See print(algorithm.graph(*inputs)).",
+        [loss for loss in of_functions(graph) if loss.reason == NOT_LINEAR.text],
+    )
+    parts = [(said, losses) for said, losses in (untraced, not_linear) if losses]
+    return "\n".join("\n  ".join([said, *map(str, ls)]) for said, ls in parts)
 
 
 def silent(graph: Graph, unheard: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ from .program import (
     chosen,
     differentiated,
     errors,
+    loss,
     normal,
     online,
 )
@@ -300,6 +301,77 @@ def test_a_constant_reaches_every_rule():
     model = PROGRAMS["of a constant"].model()
     for rule in (etrace.RTRL(model), etrace.EProp(model), etrace.SnAp(model)):
         assert jnp.all(jnp.isfinite(online(rule, INPUTS, 1)["w"]))
+
+
+def clip_of_recurrence(w, h, x):
+    """What is read is clipped as well, but only once a step."""
+    y = CLIP(w["out"] @ h)
+    h = jax.nn.sigmoid(w["a"]) * CLIP(h) + w["w"] @ x
+    return y + w["out"] @ h, h
+
+
+def clip_of_outputs(w, h, x):
+    h = new(w, h, x)
+    return CLIP(w["out"] @ h), h
+
+
+@jax.custom_vjp
+def CLIP(x):
+    return x
+
+
+CLIP.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+@pytest.mark.parametrize("rule", [etrace.DRTRL, etrace.RTRL])
+def test_what_is_clipped_in_time_is_warned_of(rule):
+    weights = {**WEIGHTS, "out": normal(2, N, seed=7)}
+    model = Program(clip_of_recurrence, weights).model()
+    with pytest.warns(etrace.UntracedParameterWarning, match="not linear") as caught:
+        report = rule(model).graph(INPUTS[0])
+    said = {row.parameter: "not linear" in row.reason for row in report.rows}
+    assert said == {f".weights['{n}']": n != "out" for n in weights}
+    (message,) = (str(w.message) for w in caught)
+    assert "custom_vjp_call in test_custom_derivatives.py" in message
+    assert "['out']" not in message
+    run = etrace.value_and_grad(loss, window=1, reduction="sum", carry=False)
+    found = run(rule(model), None, INPUTS, jnp.zeros(len(INPUTS)))[1].weights
+    assert max(errors(found, differentiated(model, INPUTS)[0]).values()) > 1e-3
+
+
+def test_what_is_clipped_within_a_step_is_exact():
+    """No warning, which would be an error, and nothing to warn of."""
+    weights = {**WEIGHTS, "out": normal(2, N, seed=7)}
+    check(Program(clip_of_outputs, weights))
+    model = Program(clip_of_outputs, weights).model()
+    assert not etrace.RTRL(model).graph(INPUTS[0]).losses
+
+
+@jax.custom_vjp
+def solved(x):
+    """A fixed point by iteration."""
+    move = lambda c: (c[0] + 1, 0.5 * jnp.tanh(c[1]) + x)  # noqa: E731
+    return lax.while_loop(lambda c: c[0] < 60, move, (0, x))[1]
+
+
+def solved_forwards(x):
+    y = solved(x)
+    return y, y
+
+
+solved.defvjp(solved_forwards, lambda y, g: (g / (1 - 0.5 * (1 - jnp.tanh(y) ** 2)),))
+
+
+@pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+def test_a_solver_is_taken_at_its_word():
+    def step(w, h, x):
+        h = solved(new(w, h, x))
+        return h, h
+
+    program = Program(step, WEIGHTS, exact=False)
+    check(program)
+    report = etrace.RTRL(program.model()).graph(INPUTS[0])
+    assert all("is not looked at" in row.reason for row in report.rows)
 
 
 @pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
