@@ -267,7 +267,7 @@ def test_lateral_coupling_is_cut_and_reported():
     # Of so few neurons a position may hold all, unless it is told otherwise.
     assert etrace.DRTRL(model).graph(inputs[0]).graph.positions.groups[0].size == 1
     report = etrace.DRTRL(model, position_size=1).graph(inputs[0])
-    assert "4 elements meet at another position" in str(report)
+    assert "position_size=4 follows it" in str(report)
     got = online(model, inputs, targets, position_size=1)
 
     def marked(m, h, x):
