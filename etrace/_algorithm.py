@@ -174,7 +174,7 @@ class ETraceVjpAlgorithm(eqx.Module):
     def trace_spec(self, graph: Graph, batch: int) -> PyTree:
         """Shapes and dtypes of what this algorithm stores for a graph."""
         size = batch if self.batched else None
-        return jax.eval_shape(lambda: self._init_etrace_data(graph, size))
+        return jax.eval_shape(lambda: self._start_data(graph, size))
 
     def outputs(self, *inputs: PyTree) -> PyTree:
         """Shapes and dtypes of the outputs that `update` returns for these inputs."""
@@ -333,6 +333,8 @@ class ETraceVjpAlgorithm(eqx.Module):
     def _advanced(self, trace: Trace, window: Window) -> Trace:
         """The trace after the window."""
         graph, batch = window.graph, window.size[1]
+        if not graph.old:
+            return dataclasses.replace(trace, data=())
         data = self._update_etrace_data(self._data(trace, batch), window)
         if trace.data is None:
             spec = self.trace_spec(graph, batch)
@@ -346,10 +348,17 @@ class ETraceVjpAlgorithm(eqx.Module):
     ) -> tuple[PyTree, list[Array]]:
         """Those of the parameters and of the inexact inputs, for cotangents of
         (outputs, last state)."""
-        data = self._data(trace, ran.window.size[1])
         window, signals, inputs = backwards(ran, cotangents)
+        if not window.graph.old:  # nothing is remembered
+            return signals.gradients(), inputs
+        data = self._data(trace, ran.window.size[1])
         signals = self._learning_signals(window, signals)
         return self._solve_weight_gradients(data, window, signals), inputs
+
+    def _start_data(self, graph: Graph, batch: int | None) -> PyTree:
+        """What the rule stores before the first step: nothing of a model without hidden
+        state."""
+        return self._init_etrace_data(graph, batch) if graph.old else ()
 
     def _data(self, trace: Trace, batch: int) -> PyTree:
         """What the rule works on, also if no trace was made yet."""

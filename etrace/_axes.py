@@ -57,6 +57,16 @@ def _expanded(tree: PyTree, axes: tuple[int, ...]) -> PyTree:
     return jax.tree.map(lambda x: x if is_none(x) else jnp.expand_dims(x, axes), tree)
 
 
+def examples_in(state: PyTree, inputs: PyTree, multi: Sequence[bool]) -> int:
+    """The number of examples, of a state `[batch, ...]` and of inputs that have a time
+    axis in front where `multi`. One if there is neither."""
+    for x in jax.tree.leaves(state):
+        return x.shape[0]
+    for x, m in zip(jax.tree.leaves(inputs), multi):
+        return x.shape[int(m)]
+    return 1
+
+
 def batch_size(leaves: Sequence[Array], axes: Sequence[int]) -> int:
     """That of leaves with so many axes in front, the batch being the last of them.
 

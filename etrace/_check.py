@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+from ._axes import examples_in
 from ._data import untag
 from ._graph import Graph, digest, fixed
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
@@ -224,7 +225,7 @@ def _check_trace(algorithm: "ETraceVjpAlgorithm", trace: Trace, hidden: PyTree) 
                 f"{getattr(algorithm, name)!r}. Pass the state that init(...) of this "
                 "algorithm gave."
             )
-    batch = jax.tree.leaves(hidden)[0].shape[0] if algorithm.batched else None
+    batch = examples_in(hidden, (), ()) if algorithm.batched else None
     expected = _expected_trace(algorithm, graph, batch)
     if Spec.of(data) != expected:
         raise ValueError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._axes import examples_in
 from ._graph import Graph, Rolled, Steps, inexact, is_inexact
 from ._window import Window
 
@@ -42,7 +43,7 @@ def forwards(
     a time axis of `length` in front. `differentiable`: whether there is a way back
     through all steps.
     """
-    steps = Steps(graph, multi, length, len(jax.tree.leaves(state)[0]))
+    steps = Steps(graph, multi, length, examples_in(state, inputs, multi))
     if differentiable:
         result, pull = _roll_out_with_vjp(steps, params, consts, state, inputs)
     else:

@@ -325,12 +325,13 @@ def _state_leaf(path: tuple[Any, ...], x: Any) -> jax.Array:
 
 
 def _check_hidden(hidden: PyTree, state: PyTree) -> None:
-    if not jax.tree.leaves(hidden):
+    if not jax.tree.leaves(hidden) and any(
+        map(eqx.is_inexact_array, jax.tree.leaves(state))
+    ):
         raise ValueError(
             f"hidden_filter selects nothing from the state {Spec.of(state)} of "
-            "init_state(): expected at least one floating-point or complex array, "
-            "through which credit is assigned. Return it from init_state(), or select "
-            "it."
+            "init_state(): expected at least one of its floating-point or complex "
+            "arrays, through which credit is assigned. Return one, or select it."
         )
     for x in jax.tree.leaves(hidden):
         if not jnp.issubdtype(x.dtype, jnp.inexact):

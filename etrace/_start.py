@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._axes import repeat_over_batch
+from ._axes import examples_in, repeat_over_batch
 from ._graph import Graph
 from ._model import initial_state
 from ._trace import Trace, first_spec
@@ -49,7 +49,7 @@ def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:
     """The same state, its trace made if it was not."""
     hidden, other, trace = state
     if trace.data is None:
-        batch = len(jax.tree.leaves(hidden)[0]) if algorithm.batched else None
-        data = algorithm._init_etrace_data(trace.graph, batch)
+        batch = examples_in(hidden, (), ()) if algorithm.batched else None
+        data = algorithm._start_data(trace.graph, batch)
         trace = dataclasses.replace(trace, data=data)
     return hidden, other, trace

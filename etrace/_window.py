@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._axes import examples_in
 from ._graph import (
     Graph,
     LocalPropagation,
@@ -52,8 +53,11 @@ class Window(eqx.Module):
     @property
     def size(self) -> tuple[int, int]:
         """The number of steps k and of examples."""
-        k, batch = self.rolled.hidden[0].shape[:2]
-        return k, batch
+        inputs = jax.tree.leaves(self.inputs)
+        long = [x for x, m in zip(inputs, self.multi) if m]
+        for x in (*self.rolled.hidden, *self.rolled.other, *long):
+            return x.shape[0], x.shape[1]
+        return 1, examples_in((), inputs, self.multi)
 
     @property
     def length(self) -> int:

@@ -181,11 +181,11 @@ def _dot_general(equation: Equation, j: int) -> Axes:
     return [*((d, n) for n, d in enumerate(batch[j])), *own]
 
 
-def _leading(matrix: int) -> Callable[[Equation, int], Axes]:
-    """Operations on the last axes of every operand."""
+def _leading(*last: int) -> Callable[[Equation, int], Axes]:
+    """Operations on the last axes, so many of each operand."""
 
     def find(equation: Equation, j: int) -> Axes:
-        return [(d, d) for d in range(len(equation.inputs[j].shape) - matrix)]
+        return [(d, d) for d in range(len(equation.inputs[j].shape) - last[j])]
 
     return find
 
@@ -207,7 +207,10 @@ def _gather(equation: Equation, j: int) -> Axes:
     gone = numbers.collapsed_slice_dims, numbers.operand_batching_dims
     window = operand.axes_but(*gone)
     pairs = zip(window, sorted(numbers.offset_dims))
-    return [(d, b) for d, b in pairs if sizes[d] == operand.shape[d]]
+    whole = [(d, b) for d, b in pairs if sizes[d] == operand.shape[d]]
+    rows = equation.outputs[0].axes_but(numbers.offset_dims)
+    batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims)
+    return [*whole, *((d, rows[n]) for d, n in batch)]
 
 
 def _dynamic_slice(equation: Equation, j: int) -> Axes:
@@ -254,7 +257,15 @@ _AXES: dict[str, Callable[[Equation, int], Axes]] = {
         ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"),
         _scatter,
     ),
+    # Linear algebra, on the last axes: of one matrix, and of several operands.
     **dict.fromkeys(
-        ("cholesky", "lu", "qr", "eigh", "svd", "triangular_solve"), _leading(2)
+        """
+        cholesky eig eigh geqrf hessenberg lu qr schur svd tridiagonal
+        """.split(),
+        _leading(2),
     ),
+    "cholesky_update": _leading(2, 1),
+    "householder_product": _leading(2, 1),
+    "triangular_solve": _leading(2, 2),
+    "tridiagonal_solve": _leading(1, 1, 1, 2),
 }

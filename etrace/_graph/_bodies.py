@@ -18,7 +18,7 @@ from ._custom import inexact, pushforward
 from ._kinds import Kind
 from ._program import CUSTOM, Equation, Loop, Program, Var
 
-_NONE, _SEVERAL = -1, -2
+NONE, _SEVERAL = -1, -2
 
 Numbers = dict[Var, np.ndarray]
 
@@ -31,12 +31,22 @@ def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks |
     entered = _entered(equation, j)
     if entered is None:
         return None
+    walk = functools.partial(walked, classify(entered[0]))
+    return blocks_along(equation, j, lambda x: _around(equation, entered, x, walk))
+
+
+def blocks_along(
+    equation: Equation, j: int, through: Callable[[np.ndarray], Any]
+) -> Blocks | None:
+    """The blocks of operand j, by the axes whose numbers keep apart.
+
+    `through` takes numbers of the operand to those of the results, NONE where they
+    depend on none of it, or to None if different ones meet.
+    """
     shape, kept, found = equation.inputs[j].shape, [], []
-    walk = functools.partial(_walk, classify(entered[0]))
     for axis, size in enumerate(shape):
         along = [-1 if d == axis else 1 for d in range(len(shape))]
-        numbers = np.broadcast_to(np.arange(size).reshape(along), shape)
-        results = _around(equation, entered, numbers, walk)
+        results = through(np.broadcast_to(np.arange(size).reshape(along), shape))
         if results is not None:
             kept.append(axis)
             found.append(results)
@@ -71,12 +81,12 @@ def is_elementwise(equation: Equation, classify: Callable) -> bool:
         if v.shape == ():
             continue
         own = np.arange(v.size).reshape(v.shape)
-        walk = functools.partial(_walk, classify(entered[0]))
+        walk = functools.partial(walked, classify(entered[0]))
         results = _around(equation, entered, own, walk)
         if results is None:
             return False
         own = np.broadcast_to(own, shape)
-        if not all(((r == own) | (r == _NONE)).all() for r in results):
+        if not all(((r == own) | (r == NONE)).all() for r in results):
             return False
     return True
 
@@ -97,7 +107,7 @@ def _numbered(found: list, strides: list[int], shape: tuple[int, ...], none: int
     total, missing = np.zeros(shape, int), np.zeros(shape, bool)
     for numbers, stride in zip(found, strides):
         total = total + stride * numbers
-        missing |= numbers == _NONE
+        missing |= numbers == NONE
     return np.where(missing, none, total)
 
 
@@ -122,7 +132,7 @@ def _around(
         carry = zip(body.inputs[loop.constants : first], results[: loop.carry])
         before = dict(labels)
         for v, out in carry:
-            joined = _joined([labels.get(v, np.full(v.shape, _NONE)), out])
+            joined = _joined([labels.get(v, np.full(v.shape, NONE)), out])
             if (joined == _SEVERAL).any():
                 return None
             labels[v] = joined
@@ -131,7 +141,7 @@ def _around(
             return [np.broadcast_to(r, s) for r, s in zip(results, shapes)]
 
 
-def _walk(primitives: Any, labels: Numbers) -> list[np.ndarray] | None:
+def walked(primitives: Any, labels: Numbers) -> list[np.ndarray] | None:
     """The numbers of the outputs of a body; None if one has several."""
     program: Program = primitives.program
     labels = dict(labels)
@@ -141,7 +151,7 @@ def _walk(primitives: Any, labels: Numbers) -> list[np.ndarray] | None:
         if kind is Kind.STOP or all(o is None for o in operands):
             continue
         if kind is Kind.MOVEMENT:
-            found = primitives.moved(i, operands, _NONE)
+            found = primitives.moved(i, operands, NONE)
         elif kind is Kind.ELEMENTWISE:
             shape = equation.outputs[0].shape
             parts = [np.broadcast_to(o, shape) for o in operands if o is not None]
@@ -149,13 +159,13 @@ def _walk(primitives: Any, labels: Numbers) -> list[np.ndarray] | None:
         else:
             found = _mixed(primitives, i, operands)
         labels.update((v, x) for v, x in zip(equation.outputs, found) if v.inexact)
-    results = [labels.get(v, np.full(v.shape, _NONE)) for v in program.outputs]
+    results = [labels.get(v, np.full(v.shape, NONE)) for v in program.outputs]
     return None if any((r == _SEVERAL).any() for r in results) else results
 
 
 def _mixed(primitives: Any, i: int, operands: list) -> list[np.ndarray]:
     outputs = primitives.program.equations[i].outputs
-    found = [np.full(v.shape, _NONE) for v in outputs]
+    found = [np.full(v.shape, NONE) for v in outputs]
     for j, numbers in enumerate(operands):
         if numbers is None:
             continue
@@ -163,7 +173,7 @@ def _mixed(primitives: Any, i: int, operands: list) -> list[np.ndarray]:
         if blocks is None:
             return [np.full(v.shape, _SEVERAL) for v in outputs]
         own = first_labels(numbers, blocks)
-        other = (numbers != _NONE) & (numbers != blocks.to_operand(own))
+        other = (numbers != NONE) & (numbers != blocks.to_operand(own))
         own[blocks.operand[other]] = _SEVERAL
         found = [_joined([f, r]) for f, r in zip(found, blocks.to_results(own))]
     return found
@@ -173,6 +183,6 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     result = parts[0]
     for part in parts[1:]:
         clash = np.where(result == part, result, _SEVERAL)
-        clash = np.where(part == _NONE, result, clash)
-        result = np.where(result == _NONE, part, clash)
+        clash = np.where(part == NONE, result, clash)
+        result = np.where(result == NONE, part, clash)
     return result

@@ -8,24 +8,31 @@ every position had computed its own gate:
 
 where the copies of `w @ x` are one product, with as many places `p` as there are
 copies. It is computed once; only its traces are many.
+
+What a copy is for, its *destination*, is a position in some of the groups. Destinations
+are found at the *ends*, where what parts is read by something that flows into one
+position only, and run backwards from there. So a gate has as many copies as it has
+destinations, however often its values part on the way: in `c' = f c + i v k^T` the
+product `i v` goes to a row of the matrix, and `i` to all of it.
+
+Destinations in different groups are different *families* of copies: of a gate for a
+matrix `[d, d]` and its normaliser `[d]` there are d * d copies with a trace in the one
+group, and d with a trace in the other.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from ._flows import MIXED, pull
+from ._copies import Copies, Plan, Way, copied
+from ._flows import BLOCKED, MIXED, pull
 from ._kinds import Kind
-from ._partition import LABEL, UNSET, Labels
+from ._partition import LABEL, UNSET
 from ._positions import Positions
-from ._primitives import Primitives
-from ._program import Edge, Equation, Program, Var, trace_program
-from ._sites import LinearForm, linear_form
+from ._primitives import NOTHING, Primitives
+from ._program import Edge, Equation, Program, Var
+from ._sites import linear_form
 
 # A weight keeps its trace whole up to this many numbers, for one example and one number
 # of the state a position.
@@ -43,76 +50,192 @@ def fan_out(
     None if nothing with a weight in it does, or every such weight is too large. What
     positions meet in stays one value, as it belongs to none of them.
     """
-    copies = _Copies(primitives, {i for i, _ in positions.cuts}, params, data)
-    for v, ways in _partings(primitives, positions).items():
-        copies.plan(v, ways)
-    return copies.program() if copies.number else None
+    chain = _Chain(primitives, positions, params, data)
+    if not chain.equations:
+        return None
+    ends = _Ends(chain)
+    copies = _Backwards(chain, ends).copies
+    kept = chain.affordable(copies)
+    if not kept:
+        return None
+    ways = {edge: way for edge, way in ends.ways(copies).items() if way is not None}
+    return copied(primitives, Plan(kept, copies, ways, chain.data))
+
+
+class _Chain:
+    """The equations between weights and the places where what they gave parts.
+
+    Element by element, without a cut: there the state may enter.
+    """
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        positions: Positions,
+        params: Iterable[Var],
+        data: Iterable[Var],
+    ):
+        self.primitives = primitives
+        self.positions = positions
+        self.data = primitives.program.reached_from(data)
+        self.weights = primitives.program.reached_from(params) - self.data
+        self.parting = {
+            v for f in positions.flow for v, own in f.items() if (own == MIXED).any()
+        }
+        self.equations: tuple[int, ...] = ()
+        self.made: dict[Var, int] = {}
+        if self.parting:
+            self._find({i for i, _ in positions.cuts})
+
+    def _find(self, cut: Collection[int]) -> None:
+        behind, found = set(), []
+        for i, e in enumerate(self.primitives.program.equations):
+            inner = self.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+            if i in cut or (inner and not behind.isdisjoint(e.inputs)):
+                behind.update(e.outputs)
+            elif self._belongs(i, self.made):
+                found.append(i)
+                self.made.update(dict.fromkeys(e.outputs, i))
+        self.equations = tuple(found)
+
+    def _belongs(self, i: int, made: Collection[Var]) -> bool:
+        e, kind = self.primitives.program.equations[i], self.primitives.kinds[i]
+        if self.parting.isdisjoint(e.outputs) or self.data.isdisjoint(e.outputs):
+            return False
+        if kind is Kind.MIXING:
+            return self.trace(e) is not None
+        if kind is Kind.MOVEMENT and any(
+            (s == NOTHING).any() for s in self.primitives.sources(i)
+        ):
+            return False
+        meets = any(u in self.weights and u.inexact for u in e.inputs)
+        inner = kind in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+        return (kind is Kind.ELEMENTWISE and meets) or (
+            inner and any(u in made for u in e.inputs)
+        )
+
+    def trace(self, e: Equation) -> int | None:
+        """The numbers in the trace of a product with a weight; None if it is none."""
+        for j, u in enumerate(e.inputs):
+            if u in self.weights and u.inexact:
+                form = linear_form(e, j)
+                return None if form is None else int(np.prod(form.sizes))
+        return None
+
+    def affordable(self, copies: Mapping[Var, Mapping[int, Copies]]) -> set[int]:
+        """The equations of which copies are made."""
+        kept: set[int] = set()
+        made: set[Var] = set()
+        for i in self.equations:
+            e = self.primitives.program.equations[i]
+            number = max(
+                sum(c.number for c in copies.get(v, {}).values()) for v in e.outputs
+            )
+            numbers = self.trace(e) if self.primitives.kinds[i] is Kind.MIXING else 0
+            if number * (numbers or 0) > MAX_TRACE or number < 2:
+                continue
+            if self._belongs(i, made):
+                kept.add(i)
+                made.update(e.outputs)
+        return kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Way:
-    """What an edge reads of a value: which element of which copy, `copy * size +
-    element`, in the shape of the operand, or of what the equation spreads it to."""
+class _End:
+    """What is read at the end of a chain: which elements, and the positions where each
+    goes; as in the operand, or as the equation spreads it.
 
-    places: np.ndarray
-    spread: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _After:
-    """What an edge reads: the elements, and the positions where each goes; as in the
-    operand, or as the equation spreads it."""
+    - `labels`: `[groups, *shape]`.
+    """
 
     elements: np.ndarray
-    labels: Sequence[np.ndarray]
+    labels: np.ndarray
     spread: bool
 
 
-def _partings(
-    primitives: Primitives, positions: Positions
-) -> Mapping[Var, Mapping[Edge, _Way]]:
-    """Values that flow into several positions, by ways that lead to one each."""
-    edges: dict[Var, list[Edge]] = {}
-    for i, equation in enumerate(primitives.program.equations):
-        for j, v in enumerate(equation.inputs):
-            edges.setdefault(v, []).append((i, j))
-    result = {}
-    for v, readers in edges.items():
-        flow = [
-            labels
-            for labels in positions.flow
-            if v in labels and (labels[v] == MIXED).any()
-        ]
-        own = positions.own
-        after = {edge: _after(primitives, flow, own, edge) for edge in readers if flow}
-        ways = {edge: found for edge, found in after.items() if found is not None}
-        if flow and len(ways) == len(readers):
-            result[v] = _numbered(v, ways)
-    return result
+class _Ends:
+    """Where the equations of a chain are read by others, and the destinations there.
+
+    - `destinations`: `[groups, destinations]`, the position in each, or UNSET.
+    - `family`: that of each destination.
+    - `numbers`: by edge, the destination of each element that is read; -1 if none.
+    """
+
+    def __init__(self, chain: _Chain):
+        self.chain = chain
+        self.ends: dict[Edge, _End] = {}
+        inside = set(chain.equations)
+        for i, e in enumerate(chain.primitives.program.equations):
+            for j, v in enumerate(e.inputs):
+                if v in chain.made and i not in inside:
+                    end = _end(chain, (i, j))
+                    if (end.labels != UNSET).any():
+                        self.ends[i, j] = end
+        groups = len(chain.positions.flow)
+        rows = [e.labels.reshape(groups, -1) for e in self.ends.values()]
+        every = np.concatenate([np.zeros((groups, 0), LABEL), *rows], axis=1)
+        every = np.where(every >= 0, every, UNSET)
+        goes = (every >= 0).any(axis=0)
+        there = every[:, goes]
+        names = ordered(there)
+        _, first, own = np.unique(names, return_index=True, return_inverse=True)
+        self.destinations = there[:, first]
+        flat = np.full(every.shape[1], -1)
+        flat[goes] = own.reshape(-1)
+        ends = np.cumsum([row.shape[1] for row in rows])[:-1]
+        parts = np.split(flat, ends) if rows else []
+        self.numbers = {
+            edge: part.reshape(end.elements.shape)
+            for (edge, end), part in zip(self.ends.items(), parts, strict=True)
+        }
+        self.family = self._families()
+
+    def _families(self) -> np.ndarray:
+        """Destinations in the same groups are of one family, and those that one edge
+        reads."""
+        _, support = np.unique(ordered(self.destinations >= 0), return_inverse=True)
+        support = support.reshape(-1)
+        family = np.arange(support.max(initial=-1) + 1)
+        for numbers in self.numbers.values():
+            together = np.unique(family[support[numbers[numbers >= 0]]])
+            if together.size:
+                family[np.isin(family, together)] = together[0]
+        return family[support]
+
+    def ways(
+        self, copies: Mapping[Var, Mapping[int, Copies]]
+    ) -> Mapping[Edge, Way | None]:
+        """What each edge reads of the copies; None if there are none for it."""
+        return {edge: self._way(edge, copies) for edge in self.ends}
+
+    def _way(
+        self, edge: Edge, copies: Mapping[Var, Mapping[int, Copies]]
+    ) -> Way | None:
+        numbers, end = self.numbers[edge], self.ends[edge]
+        v = self.chain.primitives.program.operand(edge)
+        if (numbers < 0).all():
+            return None
+        family = int(self.family[numbers[numbers >= 0][0]])
+        own = copies.get(v, {}).get(family)
+        if own is None:
+            return None
+        return Way(family, own.places(end.elements, numbers), end.spread)
 
 
-def _after(
-    primitives: Primitives,
-    flow: Sequence[Labels],
-    own: Mapping[Edge, np.ndarray],
-    edge: Edge,
-) -> _After | None:
-    """None if an element goes to several positions from there."""
+def _end(chain: _Chain, edge: Edge) -> _End:
+    primitives, positions = chain.primitives, chain.positions
     i, _ = edge
     equation, v = primitives.program.equations[i], primitives.program.operand(edge)
-    elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
+    pulled = [pull(primitives, f, edge, own=positions.own) for f in positions.flow]
     nowhere = np.full(v.shape, UNSET, LABEL)
-    pulled = [pull(primitives, labels, edge, own=own) for labels in flow]
-    labels = [nowhere if p is None else p for p in pulled]
-    if not any((label == MIXED).any() for label in labels):
-        return _After(elements, labels, spread=False)
-    spread = _spread(primitives, edge)
+    labels = np.stack([nowhere if p is None else p for p in pulled])
+    spread = _spread(primitives, edge) if (labels == MIXED).any() else None
     if spread is None:
-        return None
+        return _End(np.arange(v.size).reshape(v.shape), labels, spread=False)
     (out,) = equation.outputs
-    labels = [f.get(out, np.full(out.shape, UNSET, LABEL)) for f in flow]
-    several = any((label == MIXED).any() for label in labels)
-    return None if several else _After(spread, labels, spread=True)
+    nowhere = np.full(out.shape, UNSET, LABEL)
+    labels = np.stack([flow.get(out, nowhere) for flow in positions.flow])
+    return _End(spread, labels, spread=True)
 
 
 def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
@@ -122,39 +245,114 @@ def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
     if len(equation.outputs) != 1:
         return None
     if primitives.kinds[i] is Kind.ELEMENTWISE:
-        elements = np.arange(v.size, dtype=LABEL).reshape(v.shape)
+        elements = np.arange(v.size).reshape(v.shape)
         return np.broadcast_to(elements, equation.outputs[0].shape)
-    # A movement, as no other operation parts.
+    if primitives.kinds[i] is not Kind.MOVEMENT:
+        return None
     start = sum(u.size for u in equation.inputs[:j])
     elements = np.asarray(primitives.sources(i)[0] - start)
     return elements if ((elements >= 0) & (elements < v.size)).all() else None
 
 
-def _numbered(v: Var, found: Mapping[Edge, _After]) -> Mapping[Edge, _Way]:
-    """One copy for each combination of positions that an element goes to."""
-    parts = [[x.reshape(-1) for x in (f.elements, *f.labels)] for f in found.values()]
-    rows = np.concatenate([np.stack(part) for part in parts], axis=1)
-    goes = (rows[1:] >= 0).any(axis=0)
-    there = rows if goes.all() else rows[:, goes]  # not one more copy of what is large
-    _, index, own = np.unique(_ordered(there), return_index=True, return_inverse=True)
-    elements = there[0, index]
-    number = np.arange(len(index)) - np.searchsorted(elements, elements)
-    copy = np.zeros(rows.shape[1], int)
-    copy[goes] = number[own.reshape(-1)]
-    ends = np.cumsum([len(elements) for elements, *_ in parts])[:-1]
-    result = {}
-    for (edge, f), c in zip(found.items(), np.split(copy, ends)):
-        if any((x >= 0).any() for x in f.labels):
-            places = np.asarray(c.reshape(f.elements.shape) * v.size + f.elements)
-            result[edge] = _Way(places, f.spread)
-    return result
+class _Backwards:
+    """Destinations, from the ends of a chain to its weights.
+
+    - `copies`: by value and family.
+    """
+
+    def __init__(self, chain: _Chain, ends: _Ends):
+        self.chain = chain
+        self.ends = ends
+        self.total = max(ends.destinations.shape[1], 1)
+        # By value: elements with their destinations, and elements some way from which
+        # goes to several positions whatever is copied.
+        self.found: dict[Var, list[np.ndarray]] = {}
+        self.stuck: dict[Var, np.ndarray] = {}
+        for edge, end in ends.ends.items():
+            v, numbers = chain.primitives.program.operand(edge), ends.numbers[edge]
+            mixed = (end.labels == MIXED).any(axis=0)
+            self._add(v, end.elements, numbers, numbers >= 0, mixed)
+        self.copies: dict[Var, Mapping[int, Copies]] = {}
+        for i in reversed(chain.equations):
+            self._equation(i)
+
+    def _add(
+        self,
+        v: Var,
+        elements: np.ndarray,
+        destinations: np.ndarray,
+        goes: np.ndarray,
+        stuck: np.ndarray,
+    ) -> None:
+        keys = elements[goes].astype(np.int64) * self.total + destinations[goes]
+        self.found.setdefault(v, []).append(np.unique(keys))
+        if stuck.any():
+            own = self.stuck.setdefault(v, np.zeros(v.size, bool))
+            own[elements[stuck]] = True
+
+    def _equation(self, i: int) -> None:
+        primitives = self.chain.primitives
+        e, kind = primitives.program.equations[i], primitives.kinds[i]
+        keys = {v: self._keys(v) for v in e.outputs}
+        if kind is Kind.ELEMENTWISE:  # all results of one element are copied alike
+            together = np.unique(np.concatenate(list(keys.values())))
+            keys = dict.fromkeys(e.outputs, together)
+        for v in e.outputs:
+            self.copies[v] = self._by_family(v, keys[v])
+        if kind is Kind.MIXING:
+            return
+        for n, v in enumerate(e.outputs):
+            out, destination = np.divmod(keys[v], self.total)
+            stuck = np.flatnonzero(self.stuck.get(v, np.zeros(v.size, bool)))
+            start = 0
+            for u in e.inputs:
+                if u in self.chain.made:
+                    source = self._source(i, n, u, start)
+                    for numbers, to in ((out, destination), (stuck, None)):
+                        read = source[numbers]
+                        inside = (read >= 0) & (read < u.size)
+                        none = np.zeros(inside.shape, bool)
+                        if to is None:
+                            self._add(u, read, read, none, inside)
+                        else:
+                            self._add(u, read, to, inside, none)
+                start += u.size
+
+    def _source(self, i: int, n: int, u: Var, start: int) -> np.ndarray:
+        """The element of an operand at each of result n; any other number if none."""
+        primitives = self.chain.primitives
+        if primitives.kinds[i] is Kind.MOVEMENT:
+            return primitives.sources(i)[n].reshape(-1) - start
+        shape = primitives.program.equations[i].outputs[n].shape
+        return np.broadcast_to(np.arange(u.size).reshape(u.shape), shape).reshape(-1)
+
+    def _keys(self, v: Var) -> np.ndarray:
+        """The pairs of an element and a destination that can have a trace."""
+        found = [np.zeros(0, np.int64), *self.found.get(v, [])]
+        keys = np.unique(np.concatenate(found))
+        element, destination = np.divmod(keys, self.total)
+        open_ = np.zeros(keys.shape, bool)
+        for g, flow in enumerate(self.chain.positions.flow):
+            if v in flow:
+                reached = flow[v].reshape(-1)[element] != BLOCKED
+                open_ |= reached & (self.ends.destinations[g, destination] >= 0)
+        if v in self.stuck:
+            open_ &= ~self.stuck[v][element]
+        return keys[open_]
+
+    def _by_family(self, v: Var, keys: np.ndarray) -> Mapping[int, Copies]:
+        family = self.ends.family[keys % self.total]
+        return {
+            int(f): Copies(keys[family == f], self.total, v.size)
+            for f in np.unique(family)
+        }
 
 
-def _ordered(rows: np.ndarray) -> np.ndarray:
+def ordered(rows: np.ndarray) -> np.ndarray:
     """A number for each column, in their lexicographic order: numbers are sorted much
     faster than columns."""
     result = np.zeros(rows.shape[1], np.int64)
-    for row in rows:
+    for row in rows.astype(np.int64):
         low = row - row.min(initial=0)
         width = int(low.max(initial=0)) + 1
         if int(result.max(initial=0)) >= 2**62 // width:
@@ -162,219 +360,3 @@ def _ordered(rows: np.ndarray) -> np.ndarray:
         result *= width
         result += low
     return result
-
-
-class _Copies:
-    """Rewrites a program, equation by equation.
-
-    What is copied is copied for all that read it: an operation that was one stays one,
-    as credit may stop where the state enters it.
-    """
-
-    def __init__(
-        self,
-        primitives: Primitives,
-        cut: Collection[int],
-        params: Iterable[Var],
-        data: Iterable[Var],
-    ):
-        self.old = primitives.program
-        self.kinds = dict(zip(self.old.equations, primitives.kinds))
-        self.cut = {self.old.equations[i] for i in cut if i < len(self.kinds)}
-        self.data = self.old.reached_from(data)
-        self.weights = self.old.reached_from(params) - self.data
-        self.equations: list[Equation] = []
-        self.constants = dict(self.old.constants)
-        self.number: dict[Equation, int] = {}  # of copies
-        self.ways: dict[Edge, _Way] = {}
-        self.made: dict[Var, Var] = {}
-
-    def plan(self, v: Var, ways: Mapping[Edge, _Way]) -> None:
-        """Gives each of these edges copies of its own, if they are copies of what
-        weights gave."""
-        places = (int(way.places.max()) for way in ways.values())
-        n = max(places, default=0) // max(v.size, 1) + 1
-        before = self._weighted_before(v, n) if n > 1 else []
-        if before:
-            self.ways.update(ways)
-            # What is copied already is copied as often with all that goes with it.
-            shared = {self.number[e] for e in before if e in self.number}
-            most = max(n, *shared) if shared else n
-            for e, number in self.number.items():
-                self.number[e] = most if number in shared else number
-            self.number.update(dict.fromkeys(before, most))
-
-    def program(self) -> Program:
-        """The new program, without what nothing needs now."""
-        for i, equation in enumerate(self.old.equations):
-            if equation in self.number:
-                self._copy(equation, self.number[equation])
-            else:
-                self._append(i, equation)
-        new = dataclasses.replace(
-            self.old, equations=tuple(self.equations), constants=self.constants
-        )
-        needless = set(self.old.equations) - _live(self.old)  # but the user's own
-        kept = _live(new) | needless
-        return dataclasses.replace(
-            new, equations=tuple(e for e in new.equations if e in kept)
-        )
-
-    def _append(self, i: int, equation: Equation) -> None:
-        """An equation of the old program, which may read copies."""
-        inputs, arrived = list(equation.inputs), None
-        for j, v in enumerate(equation.inputs):
-            if (i, j) in self.ways:
-                way = self.ways[i, j]
-                inputs[j] = self._arranged(self.made[v], way.places, equation.source)
-                if way.spread and self.kinds[equation] is Kind.MOVEMENT:
-                    arrived = inputs[j]
-        if arrived is not None:  # what is moved is there already
-            (out,), source = equation.outputs, equation.source
-            equation = _movement(lambda x: x, arrived, out, source)
-        elif inputs != list(equation.inputs):
-            equation = dataclasses.replace(equation, inputs=tuple(inputs))
-        self.equations.append(equation)
-
-    def _arranged(self, copies: Var, places: np.ndarray, source: str) -> Var:
-        """The elements of copies, in the shape of the result they go into."""
-        out = Var(places.shape, copies.dtype)
-        size = int(np.prod(copies.shape[1:], dtype=int))
-        apart = [d for d, k in enumerate(_varies(places % size)) if not k]
-        order = (*apart, *out.axes_but(apart))
-        axes = [places.shape[d] for d in order]
-
-        def arrange(x):
-            return x.reshape(axes).transpose(np.argsort(order))
-
-        ids = np.arange(copies.size)
-        if places.size != ids.size or (arrange(ids) != places).any():
-            arrange = lambda x: x.reshape(-1)[places]  # noqa: E731
-        self.equations.append(_movement(arrange, copies, out, source))
-        return out
-
-    def _weighted_before(self, v: Var, n: int) -> list[Equation]:
-        """What leads to a value element by element, from where weights enter it on."""
-        wanted, before = {v}, []
-        for e in reversed(self.old.equations):
-            if wanted.isdisjoint(e.outputs) or self.data.isdisjoint(e.outputs):
-                continue
-            before.append(e)
-            if self.kinds[e] in (Kind.ELEMENTWISE, Kind.MOVEMENT):
-                wanted.update(e.inputs)
-        weighted: set[Var] = set()
-        found = []
-        if not self.cut.isdisjoint(before):
-            return []
-        for e in reversed(before):
-            inner = self.kinds[e] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
-            if self._meets(e, n) or (inner and not weighted.isdisjoint(e.inputs)):
-                weighted.update(e.outputs)
-                found.append(e)
-        return found if v in weighted else []
-
-    def _meets(self, equation: Equation, n: int) -> bool:
-        """Whether weights meet data here, with n copies of a trace affordable."""
-        kind, read = self.kinds[equation], equation.inputs
-        if kind is Kind.MIXING:
-            form = self._form(equation)
-            return form is not None and n * int(np.prod(form[1].sizes)) <= MAX_TRACE
-        return kind is Kind.ELEMENTWISE and any(
-            u in self.weights and u.inexact for u in read
-        )
-
-    def _form(self, equation: Equation) -> tuple[int, LinearForm] | None:
-        for j, u in enumerate(equation.inputs):
-            if u in self.weights and u.inexact:
-                form = linear_form(equation, j)
-                return None if form is None else (j, form)
-        return None
-
-    def _copy(self, equation: Equation, n: int) -> None:
-        """n copies of what an equation gives; whoever reads one number, the first."""
-        if self.kinds[equation] is Kind.MIXING:
-            self._copy_product(equation, n)
-        else:
-            self._copy_mapped(equation, n)
-        for u in equation.outputs:
-            first = _movement(lambda x: x[0], self.made[u], u, equation.source)
-            self.equations.append(first)
-
-    def _copy_mapped(self, equation: Equation, n: int) -> None:
-        read = [
-            self._repeated(u, n, equation.source) if u in self.data else u
-            for u in equation.inputs
-        ]
-        axes = [0 if u in self.data else None for u in equation.inputs]
-        mapped = jax.vmap(equation.fun, axes)
-        shapes = [jax.ShapeDtypeStruct(u.shape, u.dtype) for u in read]
-        inner = trace_program(lambda *operands: list(mapped(*operands)), shapes)
-        found = dict(zip(inner.inputs, read))
-        self.constants.update(inner.constants)
-        for e in inner.equations:
-            inputs = tuple(found.get(u, u) for u in e.inputs)
-            self.equations.append(
-                dataclasses.replace(e, inputs=inputs, source=equation.source)
-            )
-        for u, copied in zip(equation.outputs, inner.outputs):
-            self.made[u] = found.get(copied, copied)
-
-    def _copy_product(self, equation: Equation, n: int) -> None:
-        found = self._form(equation)
-        assert found is not None
-        (j, form), (z,) = found, equation.outputs
-        b, p, o, c = form.sizes
-        others = [k for k in range(len(equation.inputs)) if k != j]
-
-        def in_order(weight: Any, *rest: Any) -> list[Any]:
-            return [*rest[:j], weight, *rest[j:]]
-
-        def product(*operands: Any) -> list[Array]:
-            (once,) = equation.fun(*in_order(*operands))
-            return [jnp.broadcast_to(once, (n, *z.shape))]
-
-        def local_input(*operands: Any) -> Array:
-            x = form.local_input(*in_order(*operands))
-            return jnp.broadcast_to(x[:, None], (b, n, p, c)).reshape(b, n * p, c)
-
-        def canonical(copies):
-            if isinstance(copies, np.ndarray):
-                each = np.stack([form.canonical(copy) for copy in copies])
-            else:
-                each = jax.vmap(form.canonical)(copies)
-            return each.transpose(1, 0, 2, 3).reshape(b, n * p, o)
-
-        copies = Var((n, *z.shape), z.dtype)
-        many = LinearForm((b, n * p, o, c), local_input, canonical, form.weight)
-        read = (equation.inputs[j], *(equation.inputs[k] for k in others))
-        self.equations.append(
-            Equation(
-                "product", product, read, (copies,), {"form": many}, equation.source
-            )
-        )
-        self.made[z] = copies
-
-    def _repeated(self, v: Var, n: int, source: str) -> Var:
-        """The copies that were made, or else, of what no weight gave, repetitions."""
-        if v in self.made and self.made[v].shape[0] == n:
-            return self.made[v]
-        copies = Var((n, *v.shape), v.dtype)
-        repeat = lambda x: jnp.broadcast_to(x, copies.shape)  # noqa: E731
-        self.equations.append(_movement(repeat, v, copies, source))
-        return copies
-
-
-def _movement(fun: Callable, read: Var, out: Var, source: str) -> Equation:
-    return Equation("broadcast_in_dim", lambda x: [fun(x)], (read,), (out,), {}, source)
-
-
-def _live(program: Program) -> set[Equation]:
-    """The equations that something needs."""
-    read = [u for e in program.equations if e.effect for u in e.inputs]
-    needed = program.needed([*program.outputs, *read])
-    return {program.equations[i] for i in needed}
-
-
-def _varies(x: np.ndarray) -> list[bool]:
-    """Along which axes an array is not the same all over."""
-    return [bool((x != x.take([0], axis=d)).any()) for d in range(x.ndim)]

@@ -12,14 +12,16 @@ as RTRL does.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ._blocks import first_labels
+from ._flows import propagate_backwards
 from ._kinds import Kind
-from ._partition import joined
+from ._partition import LABEL, UNSET, Labels, joined
 from ._positions import Positions
 from ._primitives import Primitives
 from ._program import Edge, Var
@@ -86,7 +88,7 @@ def _meetings(
         if primitives.kinds[i] is Kind.MIXING:
             for j, v in enumerate(equation.inputs):
                 if v in positions.forward and (i, j) not in positions.inner:
-                    for pairs in _in_blocks(primitives, positions, i, j):
+                    for pairs in _in_blocks(primitives, positions, new, i, j):
                         yield (i, j), pairs, True
     for (i, j), cut in positions.cuts.items():
         label = positions.forward[equations[i].inputs[j]]
@@ -105,7 +107,7 @@ def _meetings(
 
 
 def _in_blocks(
-    primitives: Primitives, positions: Positions, i: int, j: int
+    primitives: Primitives, positions: Positions, new: Sequence[Var], i: int, j: int
 ) -> Iterator[Pairs]:
     """Of a mixing operation: what meets in each block, and where the block flows."""
     equation = primitives.program.equations[i]
@@ -114,16 +116,36 @@ def _in_blocks(
         return
     label = positions.forward[equation.inputs[j]]
     first = first_labels(label, blocks)
-    flows = [
-        (block, backward[v])
-        for backward in positions.backward
-        for v, block in zip(equation.outputs, blocks.to_results(first))
-        if v in backward
+    meeting = blocks.to_operand(first), label
+    together = functools.partial(_if_one, primitives, positions, new, meeting)
+    # Of what flows into several positions, that may be those that meet.
+    for backwards in (lambda: positions.backward, together):
+        flows = [
+            (block, backward[v])
+            for backward in backwards()
+            for v, block in zip(equation.outputs, blocks.to_results(first))
+            if v in backward
+        ]
+        if any((to >= 0).any() for _, to in flows):
+            a, b = ([x.reshape(-1) for x in p] for p in zip(meeting, *flows))
+            yield np.concatenate(a), np.concatenate(b)
+            return
+        if all((to == UNSET).all() for _, to in flows):
+            return
+
+
+def _if_one(
+    primitives: Primitives, positions: Positions, new: Sequence[Var], meeting: Pairs
+) -> list[Labels]:
+    """Per group: the position into which values flow, if those that meet were one."""
+    a, b = (x.reshape(-1) for x in meeting)
+    met = (a >= 0) & (b >= 0)
+    root = joined(a[met], b[met], sum(g.size for g in positions.groups))
+    root = np.where(root < 0, np.arange(root.size), root).astype(LABEL)
+    return [
+        propagate_backwards(primitives, {v: root[x] for v, x in g.labels(new).items()})
+        for g in positions.groups
     ]
-    if any((to >= 0).any() for _, to in flows):
-        meeting = [(blocks.to_operand(first), label), *flows]
-        a, b = ([x.reshape(-1) for x in p] for p in zip(*meeting))
-        yield np.concatenate(a), np.concatenate(b)
 
 
 def _inside(

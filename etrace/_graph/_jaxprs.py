@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,18 @@ def inner_jaxpr(eqn):
                 inner = jex.core.ClosedJaxpr(inner, [])
             return inner
     raise TypeError(f"no inner jaxpr in the call primitive {eqn.primitive.name!r}")
+
+
+def linear_solve(
+    params: Mapping[str, Any],
+) -> tuple[Callable, Callable, tuple[int, int, int, int]]:
+    """Of a `custom_linear_solve`: the product with the matrix and its solution, each as
+    a function of constants and a right-hand side; and of how many operands they are:
+    the product, its transpose, the solution, and its transpose."""
+    inner, n = params["jaxprs"], params["const_lengths"]
+    product, solution = inner_jaxprs([inner.matvec, inner.solve])
+    numbers = n.matvec, n.vecmat, n.solve, n.transpose_solve
+    return jex.core.jaxpr_as_fun(product), jex.core.jaxpr_as_fun(solution), numbers
 
 
 def callable_of(jaxpr, eqn) -> Callable[..., Sequence[Any]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ._faults import mixing_behind
 from ._flows import BLOCKED, MIXED, propagate_backwards, pull
 from ._kinds import Kind
 from ._losses import (
@@ -28,7 +29,10 @@ from ._sites import Site, make_site
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Occurrence:
-    """One place where a parameter meets data, and what becomes of it there."""
+    """One place where a parameter meets data, and what becomes of it there.
+
+    `mixing`: the operations behind it that keep it from a trace, as they mix.
+    """
 
     parameters: tuple[int, ...]  # leaves of the parameter tree
     edge: Edge
@@ -36,6 +40,7 @@ class Occurrence:
     status: Literal["traced", "partly", "now", "output"]
     reason: str
     remedy: str = ""
+    mixing: tuple[int, ...] = ()
 
     def followed(self) -> "Occurrence":
         """What becomes of it where credit takes every path."""
@@ -92,11 +97,28 @@ class Meetings:
                 self._record((end, j), v, None, "output", "reaches no state")
 
     def _record(
-        self, edge: Edge, weight: Var, site, status, reason: str, remedy: str = ""
+        self,
+        edge: Edge,
+        weight: Var,
+        site,
+        status,
+        reason: str,
+        remedy: str = "",
+        mixing: tuple[int, ...] = (),
     ) -> None:
         parameters = tuple(sorted(self.parameters[weight]))
-        found = Occurrence(parameters, edge, site, status, reason, remedy)
+        found = Occurrence(parameters, edge, site, status, reason, remedy, mixing)
         self.occurrences.append(found)
+
+    def _mixing(self, flow: tuple[Labels, ...], edge: Edge, site: Site):
+        """The operations between a site and the state that mix."""
+        found: set[int] = set()
+        own = {} if self.local else self.positions.own
+        for g, label in self._labels(flow, edge, site):
+            if (label == BLOCKED).any():
+                start = site.equation.outputs
+                found.update(mixing_behind(self.primitives, start, flow[g], own))
+        return tuple(sorted(found))
 
     def _labels(self, flow: tuple[Labels, ...], edge: Edge, site: Site):
         """Per group: where the site's elements flow, or None if they do not."""
@@ -138,7 +160,8 @@ class Meetings:
             if unknown:
                 reasons = {not_traceable(name)}
             why = together([*reasons] or [ONLY_BY_MIXING])
-            self._record(edge, weight, None, "now", *why)
+            mixing = self._mixing(flow, edge, site) if BEHIND_MIXING in reasons else ()
+            self._record(edge, weight, None, "now", *why, mixing)
             return
         reasons, groups = set(), {g for _, g, _ in found}
         for g, label in self._labels(flow, edge, site):
@@ -155,7 +178,8 @@ class Meetings:
             reason = f"{some}; {reason}"
         if self.local and self._has_mixing_tail(edge, site):
             reason, remedy = together([LOCAL_PART])
-        self._record(edge, weight, len(self.sites) - 1, status, reason, remedy)
+        mixing = self._mixing(flow, edge, site) if BEHIND_MIXING in reasons else ()
+        self._record(edge, weight, len(self.sites) - 1, status, reason, remedy, mixing)
 
     @functools.cached_property
     def _local_flow(self) -> tuple[Labels, ...]:

@@ -38,10 +38,24 @@ def of_parameters(graph: Graph) -> Iterator[Loss]:
     for o in graph.occurrences:
         if o.status in ("now", "partly"):
             what, why = tuple(names[p] for p in o.parameters), why_of(graph, o)
-            yield Loss(what, *entry(graph, o), why.text, why.remedy)
+            at = [*_mixing(graph, o), entry(graph, o)][0]
+            yield Loss(what, *at, why.text, why.remedy)
     if graph.call.initial.error:
         why = not_initial(graph.call.initial.error)
         yield Loss(("init_state()",), "", "", why.text, why.remedy)
+
+
+def _mixing(graph: Graph, occurrence: Occurrence) -> list[tuple[str, str]]:
+    """The operations that keep parameters from a trace, and their lines."""
+    equations = [graph.program.equations[i] for i in occurrence.mixing]
+    return list(dict.fromkeys((e.name, short(e.source)) for e in equations))
+
+
+def note(graph: Graph, occurrence: Occurrence) -> str:
+    """Why parameters have no trace there, or not in full, and by which operations."""
+    found = [f"{name} in {where}" for name, where in _mixing(graph, occurrence)]
+    text = why_of(graph, occurrence).text
+    return f"{text}: {', '.join(found)}" if found else text
 
 
 def entry(graph: Graph, occurrence: Occurrence) -> tuple[str, str]:

@@ -10,6 +10,7 @@ operation is *inner* to a value of which it mixes what belongs to one position o
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,9 +69,10 @@ def find_positions(
     """
     still = _still(primitives, old, new, params)
     partition = Partition([v.size for v in old], still)
+    known: dict[Any, Labels] = {}
     while True:
         groups = partition.groups()
-        backward = tuple(propagate_backwards(primitives, g.labels(new)) for g in groups)
+        backward = tuple(_backward(primitives, g, new, known) for g in groups)
         walk = _ForwardWalk(primitives, old, groups, backward)
         pairs = walk.run(partition)
         if pairs is None:
@@ -102,6 +104,19 @@ def find_positions(
         moved,
         found.parts,
     )
+
+
+def _backward(
+    primitives: Primitives, group: Group, new: Sequence[Var], known: dict[Any, Labels]
+) -> Labels:
+    """The position into which each element of each value flows. It is `known`, but for
+    the offset, of a group that has not grown."""
+    key = group.leaves, *(p.tobytes() for p in group.positions)
+    if key not in known:
+        own = dataclasses.replace(group, offset=0).labels(new)
+        known[key] = propagate_backwards(primitives, own)
+    found = known[key].items()
+    return {v: np.where(x >= 0, x + LABEL(group.offset), x) for v, x in found}
 
 
 def _still(

@@ -12,7 +12,10 @@ from jax.core import Tracer
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
 from ._kinds import Kind
+from ._movements import MOVED
+from ._partition import LABEL
 from ._program import CUSTOM, Edge, Equation, Program, Var
+from ._solves import find_solve_blocks
 
 _ELEMENTWISE = frozenset(
     """
@@ -89,6 +92,8 @@ class Primitives:
         equation = self.program.equations[i]
         if equation.body is not None or equation.name in CUSTOM:
             return find_body_blocks(equation, j, Primitives)
+        if equation.name == "custom_linear_solve":
+            return find_solve_blocks(equation, j, Primitives)
         return find_blocks(equation, j, self.known)
 
     def moved(
@@ -113,9 +118,17 @@ class Primitives:
         laid end to end, or `NOTHING`.
         """
         equation = self.program.equations[i]
+        if "sources" in equation.params:  # one that copies were made by
+            return equation.params["sources"]
         indices = _INDEXED_MOVEMENT.get(equation.name, slice(0, 0))
         fixed = set(range(len(equation.inputs))[indices])
         total = sum(v.size for v in equation.inputs)
+        if equation.name in MOVED and equation.params:
+            ids = np.arange(total, dtype=LABEL)
+            ends = np.cumsum([v.size for v in equation.inputs])[:-1]
+            parts = zip(np.split(ids, ends), equation.inputs)
+            operands = [x.reshape(v.shape) for x, v in parts]
+            return MOVED[equation.name](equation, *operands)
 
         def move(first: int):
             operands, start = [], first

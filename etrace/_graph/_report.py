@@ -16,12 +16,12 @@ from ._omitted import (
     Filters,
     entry,
     groups_at,
+    note,
     of_functions,
     of_groups,
     of_parameters,
     of_size,
     of_states,
-    why_of,
 )
 
 
@@ -153,7 +153,7 @@ class Report:
         found = [why for p in places if (why := of_size(self.graph, p))]
         silent = [g for g in groups if g in self.unheard]
         parts = [
-            why_of(self.graph, occurrence).text,
+            note(self.graph, occurrence),
             *(f"group {g}: {UNHEARD.text}" for g in silent),
         ]
         parts += [f"{why.text}; {why.remedy}" for why in dict.fromkeys(found)]

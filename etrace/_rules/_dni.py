@@ -106,6 +106,8 @@ class DNI(WrappingRule):
 
 def estimated(synthesiser: Any, hidden: PyTree) -> PyTree:
     """ĝ of the hidden states of a batch."""
+    if not jax.tree.leaves(hidden):  # there is nothing to estimate
+        return hidden
     found = jax.vmap(synthesiser)(hidden)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
     if shapes(found) != shapes(hidden):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm, updated
+from .._axes import examples_in
 from .._backward import LearningSignals
 from .._check import check_call, guarded
-from .._data import as_arrays
+from .._data import as_arrays, untag
 from .._forward import Ran
 from .._graph import take
 from .._modulation import Modulation, check_modulator
@@ -87,7 +88,9 @@ class ThreeFactor(WrappingRule):
             return super().update(hidden, other, trace, *inputs)
         inputs = as_arrays(inputs)
         check_call(self, hidden, other, trace, inputs)
-        batch = len(jax.tree.leaves(hidden)[0]) if self.batched else None
+        plain, multi, _ = untag(inputs)
+        several = jax.tree.leaves(multi)
+        batch = examples_in(hidden, plain, several) if self.batched else None
         value = check_modulator(modulator, trace.graph, batch, inputs)
         inputs = (*inputs, Modulation(value))
         return updated(guarded(self, trace.graph), hidden, other, trace, inputs)

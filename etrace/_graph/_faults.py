@@ -1,0 +1,38 @@
+"""Which operations keep a weight from a trace."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from ._flows import BLOCKED, pull
+from ._kinds import Kind
+from ._partition import Labels
+from ._primitives import Primitives
+from ._program import Edge, Var
+
+
+def mixing_behind(
+    primitives: Primitives,
+    start: Collection[Var],
+    flow: Labels,
+    own: Mapping[Edge, np.ndarray],
+) -> list[int]:
+    """The first mixing operations on the ways from some values to a group.
+
+    `flow`: the position of the group that values flow into; `own`: where they enter its
+    own recurrence, which is left out by definition.
+    """
+    reached, found = set(start), []
+    for i, e in enumerate(primitives.program.equations):
+        if reached.isdisjoint(e.inputs):
+            continue
+        if primitives.kinds[i] is not Kind.MIXING:
+            reached.update(e.outputs)
+            continue
+        for j, v in enumerate(e.inputs):
+            if v in reached:
+                label = pull(primitives, flow, (i, j), own=own)
+                if label is not None and (label == BLOCKED).any():
+                    found.append(i)
+                    break
+    return found
