@@ -27,7 +27,7 @@ from ._program import (
 )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def pushforward(equation: Equation) -> Program | None:
     """The derivative as a program of all operands and a tangent of each inexact one.
 
@@ -56,7 +56,31 @@ def pushforward(equation: Equation) -> Program | None:
         for e in program.equations
         if linear.intersection(e.outputs) or not varying.intersection(e.outputs)
     ]
-    return dataclasses.replace(program, equations=tuple(kept))
+    return _by_value(dataclasses.replace(program, equations=tuple(kept)))
+
+
+def _by_value(program: Program) -> Program | None:
+    """The same, the bodies of functions with a derivative of their own in their place:
+    a tangent that such a function is applied to goes through its value. (A function
+    may well be its own derivative.)"""
+    equations, constants = list[Equation](), dict(program.constants)
+    same: dict[Var, Var] = {}
+    for e in program.equations:
+        e = dataclasses.replace(e, inputs=tuple(same.get(v, v) for v in e.inputs))
+        if e.name not in CUSTOM:
+            equations.append(e)
+            continue
+        body = None if e.body is None else _by_value(e.body)
+        if body is None:
+            return None
+        found = dict(zip(body.inputs, e.inputs, strict=True))
+        constants.update(body.constants)
+        for inner in body.equations:
+            inputs = tuple(found.get(v, v) for v in inner.inputs)
+            equations.append(dataclasses.replace(inner, inputs=inputs))
+        same.update((v, found.get(w, w)) for v, w in zip(e.outputs, body.outputs))
+    outputs = tuple(same.get(v, v) for v in program.outputs)
+    return Program(program.inputs, outputs, tuple(equations), constants)
 
 
 def is_linear(equation: Equation) -> bool:

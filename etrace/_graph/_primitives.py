@@ -91,9 +91,9 @@ class Primitives:
         i, j = edge
         equation = self.program.equations[i]
         if equation.body is not None or equation.name in CUSTOM:
-            return find_body_blocks(equation, j, Primitives)
+            return find_body_blocks(equation, j, of_body)
         if equation.name == "custom_linear_solve":
-            return find_solve_blocks(equation, j, Primitives)
+            return find_solve_blocks(equation, j, of_body)
         return find_blocks(equation, j, self.known)
 
     def moved(
@@ -148,6 +148,13 @@ class Primitives:
         return tuple(np.asarray(np.where(b - a == total, a, NOTHING)) for a, b in pairs)
 
 
+@functools.lru_cache(maxsize=256)
+def of_body(program: Program) -> Primitives:
+    """The equations of a body. Functions that call functions are looked into from each
+    of their operands, again and again."""
+    return Primitives(program)
+
+
 def _evaluated(
     equation: Equation, values: Sequence[np.ndarray | None]
 ) -> list[np.ndarray | None]:
@@ -178,7 +185,7 @@ def is_by_element(equation: Equation) -> bool:
     if not all(broadcasts(v.shape, shape) for v in equation.inputs):
         return False
     if equation.name in CUSTOM:
-        return is_elementwise(equation, Primitives)
+        return is_elementwise(equation, of_body)
     return equation.name in _ELEMENTWISE
 
 

@@ -386,3 +386,35 @@ def test_a_gradient_clipped_in_time(name: str):
     for rule in (etrace.DRTRL(model), etrace.RTRL(model)):
         wrong = max(errors(online(rule, INPUTS, 1), exact).values()) > 1e-9
         assert not wrong or rule.graph(INPUTS[0]).losses, rule.name
+
+
+def as_declared(x):
+    """Its own derivative, as solvers declare a cast."""
+    return x * 1.0
+
+
+as_declared = jax.custom_jvp(as_declared)
+as_declared.defjvp(lambda x, t: (as_declared(*x), as_declared(*t)))
+
+
+@jax.custom_jvp
+def mixed_as_declared(x):
+    return x + 0.1 * jnp.sum(x)
+
+
+mixed_as_declared.defjvp(lambda x, t: (mixed_as_declared(*x), mixed_as_declared(*t)))
+
+
+@pytest.mark.filterwarnings("ignore::etrace.UntracedParameterWarning")
+@pytest.mark.parametrize(
+    "fun, traced", [(as_declared, True), (mixed_as_declared, False)]
+)
+def test_a_function_that_is_its_own_derivative(fun, traced: bool):
+    def step(w, h, x):
+        h = fun(jax.nn.sigmoid(w["a"]) * h) + w["w"] @ x
+        return h, h
+
+    program = Program(step, WEIGHTS, exact=traced)
+    report = etrace.DRTRL(program.model()).graph(INPUTS[0])
+    assert bool(report.losses) != traced
+    check(program)
