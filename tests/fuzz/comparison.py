@@ -14,7 +14,8 @@ import numpy as np
 import etrace
 import etrace.testing as et
 
-from .positions import Partition, facts, natural_partition, parted
+from .flows import Partition
+from .positions import facts, natural_partition, parted
 from .programs import FEATURES, LENGTH, Nodes, Program, Spec, nodes_of
 from .reference import Reference, reference
 
