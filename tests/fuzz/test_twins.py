@@ -23,7 +23,8 @@ def outcome(
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The rows of the report, as (parameter, status), and the gradient."""
     *inputs, targets = data
-    algorithm = etrace.DRTRL(model)
+    # How many numbers of one leaf a position may hold does count leaves.
+    algorithm = etrace.DRTRL(model, position_size=64)
     report = algorithm.graph(*(x[0] for x in inputs))
     rows = [(r.parameter.removeprefix(".program"), r.status) for r in report.rows]
     driver = etrace.value_and_grad(et.squared_error, window=1, reduction="sum")
