@@ -57,7 +57,7 @@ def _expanded(tree: PyTree, axes: tuple[int, ...]) -> PyTree:
     return jax.tree.map(lambda x: x if is_none(x) else jnp.expand_dims(x, axes), tree)
 
 
-def examples_in(state: PyTree, inputs: PyTree, multi: Sequence[bool]) -> int:
+def examples_in(state: PyTree, inputs: PyTree = (), multi: Sequence[bool] = ()) -> int:
     """The number of examples, of a state `[batch, ...]` and of inputs that have a time
     axis in front where `multi`. One if there is neither."""
     for x in jax.tree.leaves(state):

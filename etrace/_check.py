@@ -225,7 +225,7 @@ def _check_trace(algorithm: "ETraceVjpAlgorithm", trace: Trace, hidden: PyTree) 
                 f"{getattr(algorithm, name)!r}. Pass the state that init(...) of this "
                 "algorithm gave."
             )
-    batch = examples_in(hidden, (), ()) if algorithm.batched else None
+    batch = examples_in(hidden) if algorithm.batched else None
     expected = _expected_trace(algorithm, graph, batch)
     if Spec.of(data) != expected:
         raise ValueError(

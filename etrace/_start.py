@@ -49,7 +49,7 @@ def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:
     """The same state, its trace made if it was not."""
     hidden, other, trace = state
     if trace.data is None:
-        batch = examples_in(hidden, (), ()) if algorithm.batched else None
+        batch = examples_in(hidden) if algorithm.batched else None
         data = algorithm._start_data(trace.graph, batch)
         trace = dataclasses.replace(trace, data=data)
     return hidden, other, trace

@@ -15,8 +15,9 @@ import numpy as np
 
 from ._blocks import Blocks, first_labels
 from ._custom import inexact, pushforward
+from ._jaxprs import CUSTOM, Loop
 from ._kinds import Kind
-from ._program import CUSTOM, Equation, Loop, Program, Var
+from ._program import Equation, Program, Var
 
 NONE, _SEVERAL = -1, -2
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._jaxprs import CUSTOM
 from ._kinds import Kind
 from ._primitives import Primitives
-from ._program import CUSTOM, Edge, Equation, Program, Var, trace_program
+from ._program import Edge, Equation, Program, Var, trace_program
 from ._sites import LinearForm, linear_form
 
 
@@ -189,15 +190,12 @@ class _Rewriting:
         mapped = jax.vmap(equation.fun, axes)
         shapes = [jax.ShapeDtypeStruct(u.shape, u.dtype) for u in read]
         inner = trace_program(lambda *operands: list(mapped(*operands)), shapes)
-        found = dict(zip(inner.inputs, read))
         self.constants.update(inner.constants)
-        for e in inner.equations:
-            inputs = tuple(found.get(u, u) for u in e.inputs)
-            self.equations.append(
-                dataclasses.replace(e, inputs=inputs, source=equation.source)
-            )
-        for v, new in zip(equation.outputs, inner.outputs):
-            self.made[v, family] = found.get(new, new)
+        found, outputs = inner.applied(read)
+        source = equation.source
+        self.equations += [dataclasses.replace(e, source=source) for e in found]
+        for v, new in zip(equation.outputs, outputs):
+            self.made[v, family] = new
 
     def _copy_moved(self, i: int, out: Var, family: int) -> None:
         """A movement of copies: where each number of a copied result is found among

@@ -17,14 +17,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ._batched import no_tangent
-from ._jaxprs import has_while, inner_jaxprs
-from ._program import (
-    CUSTOM,
-    Equation,
-    Program,
-    Var,
-    trace_program,
-)
+from ._jaxprs import CUSTOM, has_while, inner_jaxprs
+from ._program import Equation, Program, Var, trace_program
 
 
 @functools.lru_cache(maxsize=256)
@@ -73,12 +67,10 @@ def _by_value(program: Program) -> Program | None:
         body = None if e.body is None else _by_value(e.body)
         if body is None:
             return None
-        found = dict(zip(body.inputs, e.inputs, strict=True))
+        found, outputs = body.applied(e.inputs)
+        equations += found
         constants.update(body.constants)
-        for inner in body.equations:
-            inputs = tuple(found.get(v, v) for v in inner.inputs)
-            equations.append(dataclasses.replace(inner, inputs=inputs))
-        same.update((v, found.get(w, w)) for v, w in zip(e.outputs, body.outputs))
+        same.update(zip(e.outputs, outputs, strict=True))
     outputs = tuple(same.get(v, v) for v in program.outputs)
     return Program(program.inputs, outputs, tuple(equations), constants)
 

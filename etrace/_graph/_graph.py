@@ -24,12 +24,13 @@ from ._fan_out import fan_out
 from ._flows import converging
 from ._initial import find_initial, step_from_initial
 from ._inner import Place, find_inside
+from ._jaxprs import CUSTOM
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
 from ._positions import Positions, find_positions
 from ._primitives import Primitives
-from ._program import CUSTOM, Edge, Program, Var, trace_program
+from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._shortcuts import with_shortcuts
 from ._sites import Site, linear_form

@@ -73,20 +73,17 @@ def find_populations(
     heads = _Heads(primitives, size)
     coming = _coming(primitives, groups, new, moving)
     heads.read(forward, coming, backward, inner)
-    reads, whole = heads.reads(), {r.edge: r.old for r in heads.readings}
-    whole = {edge: old for edge, old in whole.items() if old.any()}
+    reads, of_old = heads.reads(), [r for r in heads.readings if r.old.any()]
     asked = np.flatnonzero((reads & ~heads.returns(backward)).any(axis=1))
     if not asked.size:  # each position that is read is also led back to
-        return Populations(whole, {})
+        return Populations({r.edge: r.old for r in of_old}, {})
     reached = heads.reached(asked, groups, new)
     together = heads.reads(of_old=True)
     together[asked] &= reached
     population = _joined(together)
     back = _by_population(reached, population)
     opened = _by_population(reads[asked] & ~back, population)
-    returning = {
-        edge: old & (~heads.among(asked, edge, opened)) for edge, old in whole.items()
-    }
+    returning = {r.edge: r.old & ~heads.among(asked, r, opened) for r in of_old}
     return Populations(returning, _parts(groups, opened, back))
 
 
@@ -200,12 +197,13 @@ class _Heads:
                     np.logical_or.at(result.T, label.reshape(-1), rows)
         return result
 
-    def among(self, asked: np.ndarray, edge: Edge, marked: np.ndarray) -> np.ndarray:
+    def among(
+        self, asked: np.ndarray, reading: _Reading, marked: np.ndarray
+    ) -> np.ndarray:
         """The elements of an operand whose positions are marked, [asked, positions],
         for the head that reads them."""
         number = np.full(self.number + 1, len(asked))  # the last: those not asked
         number[asked] = np.arange(len(asked))
-        (reading,) = (r for r in self.readings if r.edge == edge)
         rows = np.concatenate([marked, np.zeros((1, self.size), bool)])
         return rows[number[reading.heads], reading.labels]
 

@@ -11,10 +11,11 @@ from jax.core import Tracer
 
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
+from ._jaxprs import CUSTOM
 from ._kinds import Kind
 from ._movements import MOVED
 from ._partition import LABEL
-from ._program import CUSTOM, Edge, Equation, Program, Var
+from ._program import Edge, Equation, Program, Var
 from ._solves import find_solve_blocks
 
 _ELEMENTWISE = frozenset(

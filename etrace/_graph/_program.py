@@ -19,7 +19,7 @@ from jax import lax
 from jax.core import Tracer
 
 from ._jaxprs import (
-    CUSTOM as CUSTOM,
+    CUSTOM,
     Loop,
     acts,
     body_of,
@@ -120,6 +120,16 @@ class Program:
                 result.append(i)
                 needed.update(e.inputs)
         return tuple(reversed(result))
+
+    def applied(self, inputs: Sequence[Var]) -> tuple[list[Equation], tuple[Var, ...]]:
+        """(equations, outputs) of it applied to other values, for another program that
+        takes over its `constants`."""
+        given = dict(zip(self.inputs, inputs, strict=True))
+        equations = [
+            dataclasses.replace(e, inputs=tuple(given.get(v, v) for v in e.inputs))
+            for e in self.equations
+        ]
+        return equations, tuple(given.get(v, v) for v in self.outputs)
 
     def reached_from(self, start: Iterable[Var]) -> set[Var]:
         """The values that depend on others, and these."""

@@ -55,7 +55,7 @@ def _beginning(params: PyTree, algorithm, state: tuple) -> tuple[PyTree, PyTree]
         return hidden, other
     rest = eqx.filter(algorithm.model, eqx.is_inexact_array, inverse=True)
     algorithm = algorithm.with_model(eqx.combine(params, rest))
-    batch = examples_in(state[:2], (), ()) if algorithm.batched else None
+    batch = examples_in(state[:2]) if algorithm.batched else None
     hidden, other, _ = Start.of(algorithm, trace.graph).state(batch)
     return hidden, other
 

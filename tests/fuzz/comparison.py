@@ -167,17 +167,26 @@ def library_gradient(
     model: Program, data: tuple, method: Any, window: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """(value, gradient, last state) by the driver, each as one vector."""
-    *inputs, targets = data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
         size = position_size(model.spec)
         algorithm = etrace.DRTRL(model, vjp_method=method, position_size=size)
-        state = algorithm.init(*(x[0] for x in inputs))
+        value, grads, last = by_driver(algorithm, data, window)
+    return value, grads, vector(eqx.filter(last[0], eqx.is_inexact_array))
+
+
+def by_driver(
+    algorithm: Any, data: tuple, window: int
+) -> tuple[float, np.ndarray, Any]:
+    """(value, gradient as a vector, last state)."""
+    *inputs, targets = data
     driver = etrace.value_and_grad(et.squared_error, window=window, reduction="sum")
-    value, grads, last = driver(algorithm, state, tuple(inputs), targets)
-    gradient = np.concatenate([np.ravel(g) for g in grads.params])
-    leaves = jax.tree.leaves(eqx.filter(last[0], eqx.is_inexact_array))
-    return float(value), gradient, np.concatenate([np.ravel(x) for x in leaves])
+    value, grads, last = driver(algorithm, None, tuple(inputs), targets)
+    return float(value), vector(grads), last
+
+
+def vector(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
 def parameter_statuses(report: etrace.Report, number: int) -> tuple[str, ...]:

@@ -24,19 +24,15 @@ from .program import (
 HEADS, D = 2, 5
 
 
-def weights(rows: int = HEADS) -> Weights:
-    sizes = {"q": HEADS * D, "k": HEADS * D, "v": HEADS * D, "i": rows, "f": rows}
+def weights(rows: int = HEADS, size: int = HEADS * D) -> Weights:
+    sizes = {"q": size, "k": size, "v": size, "i": rows, "f": rows}
     return {name: normal(n, IN, seed=k) for k, (name, n) in enumerate(sizes.items())}
-
-
-def heads(w: jax.Array, x: jax.Array) -> jax.Array:
-    return (w @ x).reshape(HEADS, D)
 
 
 def mlstm(w: Weights, state, x):
     """xLSTM's, with a normaliser and a stabiliser."""
     c, n, m = state
-    q, k, v = (heads(w[name], x) for name in "qkv")
+    q, k, v = ((w[name] @ x).reshape(n.shape) for name in "qkv")
     i, f = w["i"] @ x, jax.nn.log_sigmoid(w["f"] @ x)
     top = jnp.maximum(f + m, i)
     i, f = jnp.exp(i - top), jnp.exp(f + m - top)
@@ -46,8 +42,12 @@ def mlstm(w: Weights, state, x):
     return jnp.einsum("hvk,hk->hv", c, q) / scale[:, None], (c, n, top)
 
 
-def memory() -> tuple[jax.Array, ...]:
-    return jnp.zeros((HEADS, D, D)), jnp.zeros((HEADS, D)), jnp.zeros(HEADS)
+def memory(rows: int = HEADS, d: int = D) -> tuple[jax.Array, ...]:
+    return jnp.zeros((rows, d, d)), jnp.zeros((rows, d)), jnp.zeros(rows)
+
+
+def test_a_matrix_memory():
+    check(Program(mlstm, weights(1, 2), lambda: memory(1, 2), exact=False))
 
 
 def test_the_gates_of_an_mlstm_are_followed():

@@ -81,32 +81,6 @@ def test_rflo_takes_heads():
     assert all(row.trace_shapes for row in report.rows)
 
 
-def matrix_memory(heads, d):
-    """mLSTM with heads, a normaliser, and a stabiliser for each head."""
-
-    def step(w, state, x):
-        c, n, m = state
-        q, k, v = ((w[name] @ x).reshape(heads, d) for name in "qkv")
-        i, f = w["i"] @ x, jax.nn.log_sigmoid(w["f"] @ x)
-        top = jnp.maximum(f + m, i)
-        i, f = jnp.exp(i - top), jnp.exp(f + m - top)
-        c = f[:, None, None] * c + i[:, None, None] * v[:, :, None] * k[:, None, :]
-        n = f[:, None] * n + i[:, None] * k
-        scale = jnp.maximum(jnp.abs((n * q).sum(-1)), jnp.exp(-top))
-        return jnp.einsum("hvk,hk->hv", c, q) / scale[:, None], (c, n, top)
-
-    def start():
-        return jnp.zeros((heads, d, d)), jnp.zeros((heads, d)), jnp.zeros(heads)
-
-    weights = {name: normal(heads * d, 3, seed=n) for n, name in enumerate("qkv")}
-    weights |= {name: normal(heads, 3, seed=n) for n, name in enumerate("if", 3)}
-    return Program(step, weights, start, exact=False)
-
-
-def test_a_matrix_memory():
-    check(matrix_memory(1, 2))
-
-
 def test_excitation_and_inhibition_in_one_leaf_and_in_two():
     """The same gradient, however the two populations are stored."""
 

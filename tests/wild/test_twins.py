@@ -10,7 +10,7 @@ import pytest
 
 import etrace
 
-from .program import INPUTS, STEPS, N, Net, U, W, Weights, loss, normal
+from .program import INPUTS, STEPS, N, Net, U, W, Weights, normal, online
 
 
 def outcome(model: Net) -> tuple[list[tuple], Weights]:
@@ -20,10 +20,8 @@ def outcome(model: Net) -> tuple[list[tuple], Weights]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = algorithm.graph(INPUTS[0])
-    run = etrace.value_and_grad(loss, window=2, reduction="sum", carry=False)
-    grads = eqx.filter_jit(run)(algorithm, None, INPUTS, jnp.zeros(STEPS))[1]
     rows = [(r.parameter, r.status, r.trace_shapes) for r in report.rows]
-    return sorted(rows), grads.weights
+    return sorted(rows), eqx.filter_jit(online)(algorithm, INPUTS, 2)
 
 
 def check_same(weights: Weights, *models: tuple[Callable, Callable]) -> None:
@@ -228,10 +226,7 @@ def test_a_product_however_it_is_written(product: Callable):
             algorithm = etrace.DRTRL(
                 Net(weights, with_product(how), lambda: jnp.zeros(N))
             )
-            run = etrace.value_and_grad(
-                loss, window=window, reduction="sum", carry=False
-            )
-            found.append(run(algorithm, None, INPUTS, jnp.zeros(STEPS))[1].weights)
+            found.append(online(algorithm, INPUTS, window))
     for other in found[1:]:
         for name, gradient in found[0].items():
             assert jnp.allclose(other[name], gradient, rtol=1e-10), name
