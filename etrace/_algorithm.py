@@ -34,7 +34,7 @@ from ._graph import (
     unheard,
     warn_of_unheard,
 )
-from ._model import check_model, is_array, nameless, split_model
+from ._model import BatchAxis, check_model, is_array, nameless, split_model
 from ._options import VjpMethod, check_options
 from ._placement import check_placement, placed, started
 from ._rewire import rewired
@@ -59,6 +59,10 @@ class ETraceVjpAlgorithm(eqx.Module):
         k gradients of one step each, never through the recurrence. `"multi-step"`:
         reverse mode through the k steps, and the trace for what came before them.
     - `batched`: whether inputs, outputs and states carry a leading batch axis.
+    - `axis_name`: with `batched=True`, the name by which the model knows the axis of
+        the batch, as that of `jax.vmap`. Statistics over a batch
+        (`equinox.nn.BatchNorm`) are mixing operations: weights before them keep their
+        instantaneous gradient, of all examples.
     - `trace_dtype`: the dtype traces are stored in; as computed if None.
     - `hidden_filter`: a filter specification (see `equinox.partition`) of the state:
         which leaves credit is assigned through. The others are carried along.
@@ -81,6 +85,7 @@ class ETraceVjpAlgorithm(eqx.Module):
     name: str = eqx.field(static=True, kw_only=True, default="")
     vjp_method: VjpMethod = eqx.field(static=True, kw_only=True, default="single-step")
     batched: bool = eqx.field(static=True, kw_only=True, default=False)
+    axis_name: str | None = eqx.field(static=True, kw_only=True, default=None)
     trace_dtype: Any = eqx.field(static=True, kw_only=True, default=None)
     hidden_filter: Any = eqx.field(
         static=True, kw_only=True, default=eqx.is_inexact_array
@@ -95,17 +100,21 @@ class ETraceVjpAlgorithm(eqx.Module):
         vjp_method: VjpMethod = "single-step",
         *,
         batched: bool = False,
+        axis_name: str | None = None,
         trace_dtype: Any = None,
         hidden_filter: Any = eqx.is_inexact_array,
         mixing_tails: MixingTails = "now",
         position_size: int = 16,
     ):
         check_model(model)
-        check_options(vjp_method, mixing_tails, trace_dtype, batched, position_size)
+        check_options(
+            vjp_method, mixing_tails, trace_dtype, batched, position_size, axis_name
+        )
         self.model = model
         self.name = type(self).__name__ if name is None else name
         self.vjp_method = vjp_method
         self.batched = batched
+        self.axis_name = axis_name
         self.trace_dtype = None if trace_dtype is None else jnp.dtype(trace_dtype)
         self.hidden_filter = hidden_filter
         self.mixing_tails = mixing_tails
@@ -444,6 +453,9 @@ class ETraceVjpAlgorithm(eqx.Module):
             position_size=self.position_size,
         )
 
+    def _check_graph(self, graph: Graph) -> None:
+        """Raises if the rule has no gradient for such a step."""
+
     def _filters(self, graph: Graph, edge: Edge, group: int) -> bool:
         """Whether the rule filters what leaves a group at an edge, as the group that
         reads it there would."""
@@ -470,9 +482,11 @@ class ETraceVjpAlgorithm(eqx.Module):
         pairs = zip(leaves, drop)
         one = [jax.ShapeDtypeStruct(x.shape[d:], x.dtype) for x, d in pairs]
         step = (self.model, self.hidden_filter, treedef.unflatten(one))
-        graph = graph_of(*step, self._graph_options())
+        axis = BatchAxis(self.axis_name, batch) if self.axis_name else None
+        graph = graph_of(*step, self._graph_options(), axis)
         if self.batched and graph.named_axes:
             raise ValueError(nameless(", ".join(graph.named_axes)))
+        self._check_graph(graph)
         warn_of_unheard(graph, self._unheard(graph), self.name)
         return graph, batch
 

@@ -105,6 +105,14 @@ class Initial:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchAxis:
+    """The axis of a batch by the name that a step knows it by."""
+
+    name: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
     """One step of a model as a function of plain pytrees, for one example.
 
@@ -117,16 +125,22 @@ class Call:
     hidden: Spec
     other: Spec
     inputs: Spec
+    axis: BatchAxis | None = None
     initial: Initial = Initial()
 
     @staticmethod
-    def of(model: eqx.Module, hidden_filter: Any, inputs: PyTree) -> "Call":
+    def of(
+        model: eqx.Module,
+        hidden_filter: Any,
+        inputs: PyTree,
+        axis: BatchAxis | None = None,
+    ) -> "Call":
         """The step of a model with such inputs (arrays or shapes)."""
         params, consts, static = split_model(model)
         hidden, other = initial_state(model, hidden_filter)
         state = (Spec.of(hidden), Spec.of(other))
         arrays = (Spec.of(params), Spec.of(consts))
-        return Call(Static.of(static), *arrays, *state, Spec.of(inputs))
+        return Call(Static.of(static), *arrays, *state, Spec.of(inputs), axis)
 
     @property
     def specs(self) -> tuple[Spec, ...]:
@@ -235,9 +249,9 @@ class Call:
 def nameless(which: str) -> str:
     """A message about an operation over an axis that is not there."""
     return (
-        f"model(state, *inputs) has an operation over a named axis: {which}. With "
-        "batched=True the batch has no name. Leave batched=False and map the whole "
-        "call: jax.vmap(..., axis_name=...)."
+        f"model(state, *inputs) has an operation over a named axis: {which}. For one "
+        "over the batch, as in eqx.nn.BatchNorm, give its name: batched=True, "
+        "axis_name=.... For another, map the whole call: jax.vmap(..., axis_name=...)."
     )
 
 

@@ -13,6 +13,7 @@ class Options(TypedDict, total=False):
     """Keywords of every rule, see `ETraceVjpAlgorithm`."""
 
     batched: bool
+    axis_name: str | None
     trace_dtype: Any
     hidden_filter: Any
     mixing_tails: MixingTails
@@ -25,11 +26,23 @@ def check_options(
     trace_dtype: Any,
     batched: Any,
     position_size: Any,
+    axis_name: Any,
 ) -> None:
     if not isinstance(batched, bool):
         raise TypeError(
             f"batched is {batched!r}; expected True or False. The batch size is that "
             "of the inputs given to init(...)."
+        )
+    if not (axis_name is None or isinstance(axis_name, str)):
+        raise TypeError(
+            f"axis_name is {axis_name!r}; expected the name, a string, by which the "
+            "model knows the axis of the batch, or None."
+        )
+    if axis_name is not None and not batched:
+        raise ValueError(
+            f"axis_name is {axis_name!r}, but batched is False: there is no batch axis "
+            "to name. Use batched=True, or map the whole call: jax.vmap(..., "
+            f"axis_name={axis_name!r})."
         )
     if vjp_method not in ("single-step", "multi-step"):
         raise ValueError(

@@ -77,7 +77,9 @@ def fit_synthesiser(
     hidden, other, _ = begun(*start, sequence)
     moving, rest = eqx.partition(algorithm.synthesiser, eqx.is_inexact_array)
     loss = Loss(loss_fn, window, "sum", has_aux=False, carry=True)
-    problem = _Problem(algorithm.model, algorithm.batched, loss, rest)
+    problem = _Problem(
+        algorithm.model, algorithm.batched, algorithm.axis_name, loss, rest
+    )
     moving, losses = _fit(
         problem, moving, optimiser, (hidden, other), sequence, window, epochs
     )
@@ -88,6 +90,7 @@ def fit_synthesiser(
 class _Problem(eqx.Module):
     model: Any
     batched: bool = eqx.field(static=True)
+    axis_name: str | None = eqx.field(static=True)
     loss: Loss
     rest: PyTree  # of the synthesiser
 
@@ -95,7 +98,8 @@ class _Problem(eqx.Module):
         """(sum of the losses, the last state) of a window."""
 
         def step(state, x):
-            model = jax.vmap(self.model) if self.batched else self.model
+            named = jax.vmap(self.model, axis_name=self.axis_name)
+            model = named if self.batched else self.model
             outputs, state = model(eqx.combine(*state), *x)
             return eqx.partition(state, like), outputs
 

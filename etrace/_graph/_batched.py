@@ -94,9 +94,9 @@ def run(
         equation = program.equations[i]
         operands = [edge((i, j), env[v]) for j, v in enumerate(equation.inputs)]
         operands = aligned(operands)
-        depth = depth_of(equation.name, [o.depth for o in operands])
+        depth = depth_of(program, i, [o.depth for o in operands])
         arrays = [o.array for o in operands]
-        fun = mapped(equation.fun, operands, 0 if depth else None)
+        fun = _of_all(program, i, operands, 0 if depth else None)
         if equation.outputs and equation.outputs[0] in recalled:
             known = [recalled[v].array for v in equation.outputs]
             results = _recalled(fun, arrays, known, adjoints.get(i))
@@ -111,9 +111,12 @@ def run(
     return env
 
 
-def depth_of(name: str, operands: Sequence[int]) -> int:
+def depth_of(program: Program, i: int, operands: Sequence[int]) -> int:
     """The depth of what an operation gives, from that of its operands."""
-    return 0 if name in _OVER_BATCH else max(operands, default=0)
+    equation = program.equations[i]
+    if equation.name in _OVER_BATCH:
+        return 0
+    return max(operands, default=0) or int(program.over(i) is not None)
 
 
 # Equinox's checks (`eqx.error_if`) look at a whole batch at once.
@@ -124,6 +127,28 @@ def mapped(fun: Callable, operands: Sequence[Value], out_axes: Any = 0) -> Calla
     """`fun` over the leading axis of the operands that have one."""
     axes = [0 if o.depth else None for o in operands]
     return jax.vmap(fun, axes, out_axes) if 0 in axes else fun
+
+
+def _of_all(
+    program: Program, i: int, operands: Sequence[Value], out_axes: Any
+) -> Callable:
+    """An operation over all steps and examples; it may name the axis of the batch."""
+    fun, axis = program.equations[i].fun, program.over(i)
+    if axis is None:
+        return mapped(fun, operands, out_axes)
+    axes = [0 if o.depth else None for o in operands]
+
+    def over_batch(*arrays: Array) -> Sequence[Array]:
+        apart = [
+            x.reshape(-1, axis.size, *x.shape[1:]) if o.depth else x
+            for o, x in zip(operands, arrays, strict=True)
+        ]
+        every = jax.vmap(fun, axes, axis_name=axis.name, axis_size=axis.size)
+        if 0 not in axes:
+            return every(*apart)
+        return [x.reshape(-1, *x.shape[2:]) for x in jax.vmap(every, axes)(*apart)]
+
+    return over_batch
 
 
 def aligned(operands: list[Value]) -> list[Value]:

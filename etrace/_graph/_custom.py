@@ -131,8 +131,10 @@ def _pushed(
 def is_narrow(equation: Equation) -> bool:
     """Whether a function broadcasts some of its operands, such as one slope for all."""
     shape = equation.outputs[0].shape if equation.outputs else ()
-    return equation.name in CUSTOM and any(
-        v.inexact and v.shape != shape for v in equation.inputs
+    return (
+        equation.name in CUSTOM
+        and not equation.axes
+        and any(v.inexact and v.shape != shape for v in equation.inputs)
     )
 
 

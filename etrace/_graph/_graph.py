@@ -116,10 +116,23 @@ class Graph:
 
     @functools.cached_property
     def named_axes(self) -> tuple[str, ...]:
-        """The axes of a batch that the step names, such as in `jax.lax.pmean`."""
-        params = [e.params for e in self.program.equations]
-        named = [n for p in params for n in p.get("axes") or () if isinstance(n, str)]
+        """The axes that the step names, such as in `jax.lax.pmean`, but for that of the
+        batch."""
+        own = {self.call.axis.name} if self.call.axis else set()
+        named = (n for e in self.program.equations for n in e.axes if n not in own)
         return tuple(dict.fromkeys(named))
+
+    @functools.cached_property
+    def across(self) -> str | None:
+        """The named axis, if any, over which the new state of an example depends on
+        others: on their states and weights, or on anything within a batch."""
+        moving = self.program.reached_from((*self.old, *self.inputs["params"]))
+        for i in self.program.needed(self.new):
+            axes = self.program.equations[i].axes
+            inputs = [v for v in self.program.equations[i].inputs if v.inexact]
+            if axes and (self.program.over(i) or not moving.isdisjoint(inputs)):
+                return axes[0]
+        return None
 
     @property
     def has_own_derivatives(self) -> bool:
@@ -188,7 +201,7 @@ class Graph:
     @functools.cached_property
     def expressions(self) -> frozenset[Var]:
         """Values made of parameters and constants alone."""
-        data = self.program.reached_from(_data(self.inputs))
+        data = self.program.reached_from(_data(self.program, self.inputs))
         values = {v for e in self.program.equations for v in e.outputs}
         return frozenset((values | {*self.inputs["params"]}) - data)
 
@@ -211,6 +224,22 @@ def analyse(
         (they may say where a movement takes its elements from).
     - `options`: what the learning rule asks for.
     """
+    if call.axis is None:
+        return _analysed(call, constants, options)
+    found = []
+
+    def inside(_: Any) -> None:
+        found.append(_analysed(call, constants, options))
+
+    # Where the axis has its name, and so can be traced.
+    axis = call.axis
+    jax.vmap(inside, axis_name=axis.name)(np.zeros(axis.size))
+    return found[0]
+
+
+def _analysed(
+    call: Call, constants: tuple[np.ndarray | None, ...], options: GraphOptions
+) -> Graph:
     call.check()
     call = dataclasses.replace(call, initial=find_initial(call, constants))
     coordinates, primitives, positions, too_large = _positions(call, constants, options)
@@ -269,7 +298,7 @@ def _positions(
         pairs = zip(arguments["consts"], constants, strict=True)
         primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
         old, new = arguments["hidden"], _new(program, call, coordinates)
-        params, data = arguments["params"], _data(arguments)
+        params, data = arguments["params"], _data(program, arguments)
         positions = find_positions(primitives, old, new, params, data)
         sizes = coordinates.numbers(), options.position_size
         inside = find_inside(primitives, positions, old, new, *sizes)
@@ -290,8 +319,13 @@ def _positions(
     return coordinates, primitives, positions, inside.too_large
 
 
-def _data(arguments: Mapping[str, tuple[Var, ...]]) -> tuple[Var, ...]:
-    return arguments["hidden"] + arguments["other"] + arguments["inputs"]
+def _data(
+    program: Program, arguments: Mapping[str, tuple[Var, ...]]
+) -> tuple[Var, ...]:
+    """Where data enter; what an operation over a batch gives is of the data."""
+    over_batch = (v for e in program.equations if e.axes for v in e.outputs)
+    given = arguments["hidden"] + arguments["other"] + arguments["inputs"]
+    return (*given, *over_batch)
 
 
 def _new(program: Program, call: Call, coordinates: Coordinates) -> tuple[Var, ...]:
@@ -348,8 +382,11 @@ def _trace(call: Call, coordinates: Coordinates) -> Program:
     copied = range(first, first + sizes["hidden"])
     fixed = sizes["params"] + sizes["consts"]
     program = trace_program(flat_step, arguments, copied, sizes["params"], fixed)
+    program = dataclasses.replace(program, axis=call.axis)
     if coordinates.apart:
         program = with_shortcuts(program)
     program = with_derivatives(program)
     given = _arguments(program, call, coordinates)
-    return join_chains(program, given["params"], _data(given), program.outputs[first:])
+    return join_chains(
+        program, given["params"], _data(program, given), program.outputs[first:]
+    )

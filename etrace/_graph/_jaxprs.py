@@ -39,6 +39,19 @@ def acts(closed) -> bool:
     return False
 
 
+def named_axes(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The named axes, of a batch, that an equation with these parameters acts over."""
+    found: list[str] = []
+    for key in ("axes", "axis_name"):
+        names = params.get(key)
+        several = names if isinstance(names, tuple | list) else [names]
+        found += [n for n in several if isinstance(n, str)]
+    for inner in inner_jaxprs(params.values()):
+        for eqn in inner.jaxpr.eqns:
+            found += named_axes(eqn.params)
+    return tuple(dict.fromkeys(found))
+
+
 def has_while(closed) -> bool:
     """Whether there is a loop of unknown length in a jaxpr."""
     return any(

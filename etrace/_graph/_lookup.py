@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._model import Call, Spec, is_array, split_model
+from .._model import BatchAxis, Call, Spec, is_array, split_model
 from ._graph import Graph, analyse
 from ._options import GraphOptions
 from ._primitives import concrete
@@ -48,6 +48,7 @@ class _Step:
     hidden_filter: Any
     inputs: Spec
     options: GraphOptions
+    axis: BatchAxis | None
     model: eqx.Module = dataclasses.field(compare=False)
 
 
@@ -80,13 +81,17 @@ _digests: dict[int, tuple[weakref.ref, bytes]] = {}
 
 
 def graph_of(
-    model: eqx.Module, hidden_filter: Any, inputs: PyTree, options: GraphOptions
+    model: eqx.Module,
+    hidden_filter: Any,
+    inputs: PyTree,
+    options: GraphOptions,
+    axis: BatchAxis | None = None,
 ) -> Graph:
     """The graph of `model`'s step with such inputs (shapes and dtypes of one example);
     warns if it leaves a parameter untraced."""
     leaves, structure = jax.tree.flatten(model)
     kept = tuple(map(_kept, leaves))
-    step = _Step(structure, kept, hidden_filter, Spec.of(inputs), options, model)
+    step = _Step(structure, kept, hidden_filter, Spec.of(inputs), options, axis, model)
     try:
         hash(step)
     except TypeError:  # a static field that cannot be hashed
@@ -97,7 +102,7 @@ def graph_of(
 @functools.lru_cache(maxsize=256)
 def _analyse(step: _Step) -> Graph:
     model = vars(step).pop("model")  # the cache shall not keep it
-    call = Call.of(model, step.hidden_filter, step.inputs.tree())
+    call = Call.of(model, step.hidden_filter, step.inputs.tree(), step.axis)
     _, consts, _ = split_model(model)
     constants = tuple(map(concrete, jax.tree.leaves(consts)))
     graph = graph_of_call(call, constants, step.options)

@@ -82,7 +82,8 @@ class Meetings:
             self.data.update(arguments[name])
         for i, equation in enumerate(self.primitives.program.equations):
             is_new_state = equation.source == "the new state"
-            if is_new_state or any(v in self.data for v in equation.inputs):
+            meets_data = any(v in self.data for v in equation.inputs)
+            if is_new_state or meets_data or equation.axes:
                 self.data.update(equation.outputs)
                 for j, v in enumerate(equation.inputs):
                     if self.parameters.get(v) and v.inexact:

@@ -74,6 +74,8 @@ class Primitives:
 
     def _classify(self, equation: Equation) -> Kind:
         name = equation.name
+        if equation.axes:
+            return Kind.MIXING
         if name == "stop_gradient":
             return Kind.STOP
         if name in _MOVEMENT:
@@ -91,6 +93,8 @@ class Primitives:
         """What a mixing operation keeps apart of one operand."""
         i, j = edge
         equation = self.program.equations[i]
+        if equation.axes:
+            return None
         if equation.body is not None or equation.name in CUSTOM:
             return find_body_blocks(equation, j, of_body)
         if equation.name == "custom_linear_solve":
@@ -160,7 +164,7 @@ def _evaluated(
     equation: Equation, values: Sequence[np.ndarray | None]
 ) -> list[np.ndarray | None]:
     """The results, if the operands are known."""
-    if any(v is None for v in values):
+    if equation.axes or any(v is None for v in values):
         return [None for _ in equation.outputs]
     try:
         with jax.ensure_compile_time_eval():

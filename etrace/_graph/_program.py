@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from .._model import BatchAxis
 from ._jaxprs import (
     CUSTOM,
     Loop,
@@ -27,6 +28,7 @@ from ._jaxprs import (
     inner_jaxpr,
     is_effect,
     is_opaque,
+    named_axes,
     scan_of,
 )
 from ._singular import (
@@ -86,6 +88,7 @@ class Equation:
 
     `body` holds the inner program of a loop, or of a call with a custom derivative, if
     it only computes. `effect`: it does something else as well, such as printing.
+    `axes`: the named axes of a batch that it acts over, as a mean over examples does.
     """
 
     name: str
@@ -97,20 +100,29 @@ class Equation:
     body: "Program | None" = None
     loop: Loop | None = None
     effect: bool = False
+    axes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
+    """A function of one example; of several at once where it names their `axis`."""
+
     inputs: tuple[Var, ...]
     outputs: tuple[Var, ...]
     equations: tuple[Equation, ...]
     constants: Mapping[Var, Any]
+    axis: BatchAxis | None = None
 
     def operand(self, edge: "Edge") -> Var:
         """The value that is read at an edge."""
         i, j = edge
         end = i == len(self.equations)
         return self.outputs[j] if end else self.equations[i].inputs[j]
+
+    def over(self, i: int) -> BatchAxis | None:
+        """The axis of the batch, if that equation acts over it."""
+        named = self.axis is not None and self.axis.name in self.equations[i].axes
+        return self.axis if named else None
 
     def needed(self, values: Iterable[Var]) -> tuple[int, ...]:
         """The equations that these values need."""
@@ -247,7 +259,9 @@ class _Builder:
         elif name in SINGULAR and self._is_expression(read):
             fun = with_finite_slopes(fun)
         inner, loop = body_of(eqn, read)
-        body = None if inner is None or acts(inner) else _Builder().program(inner)
+        axes = named_axes(eqn.params)
+        computes = inner is not None and not axes and not acts(inner)
+        body = _Builder().program(inner) if computes else None
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self._add(
             Equation(
@@ -260,6 +274,7 @@ class _Builder:
                 body,
                 loop,
                 any(map(is_effect, eqn.effects)),
+                axes,
             )
         )
         if not guarded:

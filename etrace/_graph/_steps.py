@@ -191,8 +191,8 @@ class Steps:
         depth.update(dict.fromkeys(self._old, 2))
         pairs = zip(graph.inputs["inputs"], self.multi, strict=True)
         depth.update({v: 2 if m else 1 for v, m in pairs})
-        for e in graph.program.equations:
-            own = depth_of(e.name, [depth[v] for v in e.inputs])
+        for i, e in enumerate(graph.program.equations):
+            own = depth_of(graph.program, i, [depth[v] for v in e.inputs])
             depth.update(dict.fromkeys(e.outputs, own))
         return depth
 

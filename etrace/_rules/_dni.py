@@ -81,6 +81,7 @@ class DNI(WrappingRule):
             rule=self.rule,
             window=window,
             batched=self.batched,
+            axis_name=self.axis_name,
             trace_dtype=self.inner.trace_dtype,
             hidden_filter=self.hidden_filter,
             mixing_tails=self.inner.mixing_tails,

@@ -12,7 +12,14 @@ from .._graph import Graph, GraphOptions
 from .._trace import Trace
 from .._window import Window
 from ._per_parameter import wider
-from ._whole_step import At, WholeStep, state_size, stored_dtype, working
+from ._whole_step import (
+    At,
+    WholeStep,
+    check_apart,
+    state_size,
+    stored_dtype,
+    working,
+)
 
 
 class RTRL(ETraceVjpAlgorithm):
@@ -56,6 +63,9 @@ class RTRL(ETraceVjpAlgorithm):
             )
             for p in params
         )
+
+    def _check_graph(self, graph: Graph) -> None:
+        check_apart(graph, self.name)
 
     def _get_etrace_data(self, trace: Trace) -> PyTree:
         data = super()._get_etrace_data(trace)

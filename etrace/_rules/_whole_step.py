@@ -200,8 +200,22 @@ class WholeStep:
         return treedef.unflatten(leaves)
 
 
+def check_apart(graph: Graph, name: str) -> None:
+    """Raises if the step of an example is not one of its own."""
+    if graph.across is not None:
+        raise ValueError(
+            f"{name}: the new state depends on other examples, by an operation "
+            f"over the axis {graph.across!r} (statistics of a batch?), but this rule "
+            "follows each example by itself. Use DRTRL or another local rule, or "
+            "constant statistics, as eqx.nn.inference_mode makes them."
+        )
+
+
 class WholeStepRule(ETraceVjpAlgorithm):
     """A rule that takes one step after the other."""
+
+    def _check_graph(self, graph: Graph) -> None:
+        check_apart(graph, self.name)
 
     @abc.abstractmethod
     def _contract(self, data: PyTree, step: WholeStep, at: At, signal: PyTree) -> Any:

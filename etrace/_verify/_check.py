@@ -218,7 +218,7 @@ def check_gradients(
     never = jnp.zeros(sequence.length, bool)
     _, exact = bptt(loss, algorithm, state, sequence, never)
     leaves = [jax.tree.leaves(tree) for tree in (gradient, exact)]
-    by_rtrl = _distances(RTRL, algorithm, driver, state, data, leaves[1])
+    by_rtrl = _distances(RTRL, graph, algorithm, driver, state, data, leaves[1])
     losses = Losses(loss, algorithm, state, sequence)
     params = jax.tree.leaves(eqx.filter(algorithm.model, eqx.is_inexact_array))
     by_slope = slopes(losses, params, leaves[1])
@@ -251,14 +251,25 @@ def _checked(
 
 
 def _distances(
-    rule: Callable[..., ETraceVjpAlgorithm], algorithm, driver, state, data, exact: list
+    rule: Callable[..., ETraceVjpAlgorithm],
+    graph: Graph,
+    algorithm,
+    driver,
+    state,
+    data,
+    exact: list,
 ) -> list[float | None]:
-    """Of each parameter, the distance of a rule's gradient, if it is affordable."""
+    """Of each parameter, the distance of a rule's gradient, if it is affordable and
+    examples do not depend on each other."""
     size = sum(x.size for x in jax.tree.leaves(state[0]))
-    if size * sum(x.size for x in exact) > _AFFORDABLE:
+    if graph.across or size * sum(x.size for x in exact) > _AFFORDABLE:
         return [None] * len(exact)
-    batched, filtered = algorithm.batched, algorithm.hidden_filter
-    exact_rule = rule(algorithm.model, batched=batched, hidden_filter=filtered)
+    exact_rule = rule(
+        algorithm.model,
+        batched=algorithm.batched,
+        axis_name=algorithm.axis_name,
+        hidden_filter=algorithm.hidden_filter,
+    )
     inputs, targets, mask, _ = data
     _, found = driver(exact_rule, None, inputs, targets, mask)
     return [compared(r, e).error for r, e in zip(jax.tree.leaves(found), exact)]

@@ -32,7 +32,8 @@ def value(
     hidden, other = _beginning(params, algorithm, state)
     step = state[2].graph.call.step
     if algorithm.batched:
-        step = jax.vmap(step, (None, None, 0, 0, 0))
+        in_axes = (None, None, 0, 0, 0)
+        step = jax.vmap(step, in_axes, axis_name=algorithm.axis_name)
 
     def advance(carry: PyTree, now: tuple) -> tuple[PyTree, PyTree]:
         inputs, cut = now
