@@ -31,13 +31,14 @@ from ._propagation import (
     Propagation as Propagation,
 )
 from ._reach import positions_of as positions_of, reach as reach
-from ._report import Report as Report, Row as Row, table as table
+from ._report import Report as Report, Row as Row
 from ._steps import (
     Rolled as Rolled,
     Steps as Steps,
     inexact as inexact,
     is_inexact as is_inexact,
 )
+from ._tables import table as table
 from ._values import StepValues as StepValues
 from ._ways import (
     complete_groups as complete_groups,

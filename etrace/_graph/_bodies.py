@@ -15,7 +15,7 @@ import numpy as np
 
 from ._blocks import Blocks, first_labels
 from ._custom import inexact, pushforward
-from ._jaxprs import CUSTOM, Loop
+from ._jaxprs import Loop
 from ._kinds import Kind
 from ._program import Equation, Program, Var
 
@@ -94,7 +94,7 @@ def is_elementwise(equation: Equation, classify: Callable) -> bool:
 
 def _entered(equation: Equation, j: int) -> tuple[Program, int] | None:
     """The program that operand j goes through, and as which of its inputs."""
-    if equation.name in CUSTOM:
+    if equation.has_own_derivative:
         moving, derivative = inexact(equation), pushforward(equation)
         if derivative is None or j not in moving:
             return None

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._jaxprs import CUSTOM
 from ._kinds import Kind
 from ._primitives import Primitives
 from ._program import Edge, Equation, Program, Var, trace_program
@@ -174,7 +173,7 @@ class _Rewriting:
                 read.append(
                     self._arranged(self.made[u, family], narrow, equation.source)
                 )
-            elif u in self.plan.data or equation.name in CUSTOM:
+            elif u in self.plan.data or equation.has_own_derivative:
                 # A function of the user's own takes operands of one shape.
                 read.append(self._repeated(u, own.number, equation.source))
             else:

@@ -61,13 +61,16 @@ def _by_value(program: Program) -> Program | None:
     same: dict[Var, Var] = {}
     for e in program.equations:
         e = dataclasses.replace(e, inputs=tuple(same.get(v, v) for v in e.inputs))
-        if e.name not in CUSTOM:
+        if not e.has_own_derivative:
             equations.append(e)
             continue
-        body = None if e.body is None else _by_value(e.body)
+        # What does more than compute (a check) has no body: as it is linear there, its
+        # derivative is its value.
+        tangents = [] if e.body is not None else [e.inputs[j] for j in inexact(e)]
+        body = pushforward(e) if e.body is None else _by_value(e.body)
         if body is None:
             return None
-        found, outputs = body.applied(e.inputs)
+        found, outputs = body.applied([*e.inputs, *tangents])
         equations += found
         constants.update(body.constants)
         same.update(zip(e.outputs, outputs, strict=True))
@@ -114,7 +117,7 @@ def _pushed(
         return [outputs[n] for n in results]
 
     own = [operands[j] for j in moving]
-    if equation.name == "custom_jvp_call":
+    if equation.name != "custom_vjp_call":
         _, found = jax.jvp(of_moving, own, list(tangents))
     else:
         # JAX goes backwards through it only. That way is linear, and is transposed.
@@ -132,7 +135,7 @@ def is_narrow(equation: Equation) -> bool:
     """Whether a function broadcasts some of its operands, such as one slope for all."""
     shape = equation.outputs[0].shape if equation.outputs else ()
     return (
-        equation.name in CUSTOM
+        equation.has_own_derivative
         and not equation.axes
         and any(v.inexact and v.shape != shape for v in equation.inputs)
     )

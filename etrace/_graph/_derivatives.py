@@ -29,13 +29,14 @@ from ._bodies import find_body_blocks
 from ._custom import inexact, is_narrow, widened
 from ._jaxprs import has_while
 from ._primitives import Primitives, is_by_element
-from ._program import Equation, Program
+from ._program import Equation, Program, Var
 
 
 def with_derivatives(program: Program) -> Program:
     """The program with such operations in their own stead."""
     equations: list[Equation] = []
-    for e in program.equations:
+    read = {*program.outputs, *(v for e in program.equations for v in e.inputs)}
+    for e in (part for e in program.equations for part in _parts(e, read)):
         if e.name in _OWN:
             equations.append(dataclasses.replace(e, fun=_OWN[e.name](e)))
         elif is_narrow(e) and is_by_element(e):
@@ -43,6 +44,28 @@ def with_derivatives(program: Program) -> Program:
         else:
             equations.append(e)
     return dataclasses.replace(program, equations=tuple(equations))
+
+
+def _parts(equation: Equation, read: set[Var]) -> list[Equation]:
+    """Of a function with a derivative of its own: the results that have one, and the
+    others if they are read. (The error code of a solver is one for all neurons, which
+    its solution keeps apart.)"""
+    kinds = [v.inexact for v in equation.outputs]
+    if not equation.has_own_derivative or equation.effect or len({*kinds}) < 2:
+        return [equation]
+
+    def part(kind: bool) -> Equation:
+        chosen = [n for n, k in enumerate(kinds) if k == kind]
+        fun = lambda *xs: [equation.fun(*xs)[n] for n in chosen]  # noqa: E731
+        outputs = tuple(equation.outputs[n] for n in chosen)
+        body = equation.body
+        if body is not None:
+            inner = tuple(body.outputs[n] for n in chosen)
+            body = dataclasses.replace(body, outputs=inner)
+        return dataclasses.replace(equation, fun=fun, outputs=outputs, body=body)
+
+    parts = [part(True), part(False)]
+    return [p for p in parts if not read.isdisjoint(p.outputs)]
 
 
 def _with_transpose(equation: Equation, each: Callable = lambda fun: fun) -> Callable:

@@ -24,7 +24,6 @@ from ._fan_out import fan_out
 from ._flows import converging
 from ._initial import find_initial, step_from_initial
 from ._inner import Place, find_inside
-from ._jaxprs import CUSTOM
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec
 from ._options import GraphOptions
@@ -137,7 +136,7 @@ class Graph:
     @property
     def has_own_derivatives(self) -> bool:
         """Whether the step has functions with derivatives of their own."""
-        return any(e.name in CUSTOM for e in self.program.equations)
+        return any(e.has_own_derivative for e in self.program.equations)
 
     @property
     def state_dtype(self) -> Any:

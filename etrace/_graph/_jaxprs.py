@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -127,7 +128,8 @@ def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
 
 
 def body_of(eqn, read: Sequence[Any]) -> tuple[Any, Loop | None]:
-    """The inner jaxpr of a loop or a custom-derivative call, and which loop it is."""
+    """The inner jaxpr of a loop or of a function with a derivative of its own, and
+    which loop it is."""
     name, params = eqn.primitive.name, eqn.params
     if name in CUSTOM:
         return inner_jaxpr(eqn), None
@@ -136,7 +138,25 @@ def body_of(eqn, read: Sequence[Any]) -> tuple[Any, Loop | None]:
     if name == "while":
         numbers = params["cond_nconsts"], params["body_nconsts"]
         return params["body_jaxpr"], Loop(*numbers, len(eqn.outvars))
-    return None, None
+    return _implementation(eqn), None
+
+
+def _implementation(eqn):
+    """What a primitive that is not JAX's computes, if that is written in JAX."""
+    impl = getattr(eqn.primitive, "impl", None)
+    if not inspect.isfunction(impl) or impl.__module__.split(".")[0] in _OF_JAX:
+        return None
+    values = lambda *operands: impl(*operands, **eqn.params)  # noqa: E731
+    like = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    try:
+        found = jax.make_jaxpr(values)(*like)
+    except Exception:  # it needs values, or is no Python
+        return None
+    own = any(inner.primitive is eqn.primitive for inner in found.jaxpr.eqns)
+    return None if own or len(found.out_avals) != len(eqn.outvars) else found
+
+
+_OF_JAX = ("jax", "jaxlib")
 
 
 def scan_of(eqn, read: Sequence[Any]) -> Loop:

@@ -85,8 +85,9 @@ class Meetings:
             meets_data = any(v in self.data for v in equation.inputs)
             if is_new_state or meets_data or equation.axes:
                 self.data.update(equation.outputs)
+                differentiable = any(v.inexact for v in equation.outputs)
                 for j, v in enumerate(equation.inputs):
-                    if self.parameters.get(v) and v.inexact:
+                    if differentiable and self.parameters.get(v) and v.inexact:
                         self._meeting((i, j), v)
             elif self.primitives.kinds[i] is not Kind.STOP:
                 used = [self.parameters.get(v, frozenset()) for v in equation.inputs]

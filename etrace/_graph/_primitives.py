@@ -11,7 +11,6 @@ from jax.core import Tracer
 
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
-from ._jaxprs import CUSTOM
 from ._kinds import Kind
 from ._movements import MOVED
 from ._partition import LABEL
@@ -95,7 +94,7 @@ class Primitives:
         equation = self.program.equations[i]
         if equation.axes:
             return None
-        if equation.body is not None or equation.name in CUSTOM:
+        if equation.body is not None or equation.has_own_derivative:
             return find_body_blocks(equation, j, of_body)
         if equation.name == "custom_linear_solve":
             return find_solve_blocks(equation, j, of_body)
@@ -189,7 +188,7 @@ def is_by_element(equation: Equation) -> bool:
         return False
     if not all(broadcasts(v.shape, shape) for v in equation.inputs):
         return False
-    if equation.name in CUSTOM:
+    if equation.has_own_derivative:
         return is_elementwise(equation, of_body)
     return equation.name in _ELEMENTWISE
 

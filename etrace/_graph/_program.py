@@ -102,6 +102,11 @@ class Equation:
     effect: bool = False
     axes: tuple[str, ...] = ()
 
+    @property
+    def has_own_derivative(self) -> bool:
+        """Whether its derivative is declared, and need not be that of its body."""
+        return self.name in CUSTOM or (self.body is not None and self.loop is None)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
@@ -188,6 +193,7 @@ class _Builder:
         self.constants: dict[Var, Any] = {}
         self.weights: set[Var] = set()  # what depends on parameters
         self.data: set[Var] = set()  # what depends on data
+        self.held: set[Var] = set()  # what has no derivative by declaration
         self.taken: Var | None = None  # whether the branch that is inlined is taken
 
     def program(self, closed, params: int = 0, fixed: int = 0) -> Program:
@@ -260,8 +266,11 @@ class _Builder:
             fun = with_finite_slopes(fun)
         inner, loop = body_of(eqn, read)
         axes = named_axes(eqn.params)
-        computes = inner is not None and not axes and not acts(inner)
+        of_jax = loop is not None or name in CUSTOM
+        computes = inner is not None and not axes and not (of_jax and acts(inner))
         body = _Builder().program(inner) if computes else None
+        if body is not None and loop is None:
+            fun = _holding(fun, [j for j, v in enumerate(read) if v in self.held])
         outputs = tuple(_var(v.aval) for v in eqn.outvars)
         self._add(
             Equation(
@@ -283,6 +292,8 @@ class _Builder:
 
     def _add(self, equation: Equation) -> None:
         self.equations.append(equation)
+        if equation.name == "stop_gradient":
+            self.held.update(equation.outputs)
         for kind in (self.weights, self.data):
             if not kind.isdisjoint(equation.inputs):
                 kind.update(equation.outputs)
@@ -402,6 +413,20 @@ class _Builder:
         ys = zip(*(stacked[i] for i in order), strict=True)
         stack = lambda *parts: jnp.stack(parts)  # noqa: E731
         return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
+
+
+def _holding(fun: Callable, held: Sequence[int]) -> Callable:
+    """`fun` with no tangent of some operands, which a derivative may insist on."""
+    if not held:
+        return fun
+
+    def of_others(*operands: Any) -> Sequence[Any]:
+        stopped = (
+            lax.stop_gradient(x) if j in held else x for j, x in enumerate(operands)
+        )
+        return fun(*stopped)
+
+    return of_others
 
 
 def _var(aval: Any) -> Var:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ._credit import readers
 from ._graph import Graph, Occurrence
+from ._listing import listing
 from ._losses import NOT_HIDDEN, NOT_LINEAR, NOT_READ, STOPPED, UNHEARD, Loss
 from ._omitted import (
     Filters,
@@ -23,6 +24,7 @@ from ._omitted import (
     of_size,
     of_states,
 )
+from ._tables import human_bytes, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +236,16 @@ class Report:
         return f" (of {wanted})" if wanted else ""
 
     @functools.cached_property
+    def program(self) -> str:
+        """The step as the analysis sees it, to print; see *How the analysis works*.
+
+        One equation a line, and beside it what it does to positions, to which of the
+        old state (by group) its results belong, into which of the new state they flow,
+        and what happens where it reads: sites of weights, cuts, exits.
+        """
+        return listing(self.graph)
+
+    @functools.cached_property
     def losses(self) -> tuple[Loss, ...]:
         """Everything that no trace follows, with the reason and a remedy."""
         graph, unheard = self.graph, self.unheard
@@ -272,28 +284,6 @@ def silent(graph: Graph, unheard: Sequence[int]) -> str:
         "not reach the state that remembers it. See print(algorithm.graph(*inputs)).\n"
         + "\n".join(lines)
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns; columns that are empty throughout are left out."""
-    kept = [c for c in range(len(head)) if any(row[c] for row in rows)]
-    grid = [[line[c] for c in kept] for line in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*grid)]
-    lines = [
-        "  ".join(x.ljust(w) for x, w in zip(line, widths)).rstrip() for line in grid
-    ]
-    return [f"  {lines[0]}", f"  {'-' * max(map(len, lines))}"] + [
-        f"  {line}" for line in lines[1:]
-    ]
-
-
-def human_bytes(n: int) -> str:
-    size = float(n)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 def _shard(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
