@@ -17,3 +17,16 @@ class Kind(enum.Enum):
     MIXING = "mixing"
     # A value whose derivative is zero by declaration.
     STOP = "stop"
+
+
+#: Primitives of JAX that compute each element from the same of every operand.
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div
+    eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
+    polygamma pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+    square sub tan tanh xor zeta
+    """.split()
+)

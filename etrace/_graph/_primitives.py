@@ -11,22 +11,11 @@ from jax.core import Tracer
 
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
-from ._kinds import Kind
+from ._kinds import ELEMENTWISE, Kind
 from ._movements import MOVED
 from ._partition import LABEL
 from ._program import Edge, Equation, Program, Var
 from ._solves import find_solve_blocks
-
-_ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div
-    eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-    polygamma pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
-    square sub tan tanh xor zeta
-    """.split()
-)
 
 _MOVEMENT = frozenset(
     """
@@ -190,7 +179,7 @@ def is_by_element(equation: Equation) -> bool:
         return False
     if equation.has_own_derivative:
         return is_elementwise(equation, of_body)
-    return equation.name in _ELEMENTWISE
+    return equation.name in ELEMENTWISE
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -31,6 +31,7 @@ from ._jaxprs import (
     named_axes,
     scan_of,
 )
+from ._kinds import ELEMENTWISE
 from ._singular import (
     SINGULAR,
     SINGULAR_WITH_DATA,
@@ -89,6 +90,7 @@ class Equation:
     `body` holds the inner program of a loop, or of a call with a custom derivative, if
     it only computes. `effect`: it does something else as well, such as printing.
     `axes`: the named axes of a batch that it acts over, as a mean over examples does.
+    `plain`: `fun` is an elementwise primitive as it is, for arrays of any shape.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Equation:
     loop: Loop | None = None
     effect: bool = False
     axes: tuple[str, ...] = ()
+    plain: bool = False
 
     @property
     def has_own_derivative(self) -> bool:
@@ -256,7 +259,7 @@ class _Builder:
         if name in CUSTOM:
             self._as_arrays(read)
         source, guarded = line_of(eqn), self._meets(read)
-        fun = callable_of(jaxpr, eqn)
+        fun = primitive = callable_of(jaxpr, eqn)
         if guarded:
             fill = float(name not in LINEAR_IN_DATA)
             read = [self._safe(v, self.taken, fill, source) for v in read]
@@ -284,6 +287,7 @@ class _Builder:
                 loop,
                 any(map(is_effect, eqn.effects)),
                 axes,
+                name in ELEMENTWISE and fun is primitive,
             )
         )
         if not guarded:
