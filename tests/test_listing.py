@@ -76,3 +76,17 @@ def test_lines_say_what_becomes_of_positions(lines):
     assert any("cut:" in line["here"] for line in lines)
     assert lines[-1]["equation"].startswith("return ")
     assert "exit of 0: new state['h']" in lines[-1]["here"]
+
+
+class Noisy(Net):
+    key: jax.Array
+
+    def __call__(self, state, x):
+        outputs, state = super().__call__(state, x)
+        fixed = jax.random.key(3)  # no number to print
+        return outputs + jax.random.normal(fixed, (4,)), state
+
+
+def test_keys_are_no_numbers():
+    model = Noisy(jnp.ones((4, 2)), jnp.arange(4), jax.random.key(1))
+    assert "random" in etrace.DRTRL(model).graph(jnp.zeros(2)).program

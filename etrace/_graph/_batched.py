@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from .._model import BatchAxis
 from ._program import Edge, Program, Var
 
 
@@ -125,7 +126,7 @@ _OVER_BATCH = frozenset(["unvmap_any", "unvmap_all", "unvmap_max"])
 
 def _of_one_shape(shape: tuple[int, ...], operands: Sequence[Value]) -> bool:
     """Whether a primitive takes operands as they are, leading axis and all. (Mapping it
-    would come to the same, but tracing that takes a third of the time of all else.)"""
+    would come to the same, and take longer to trace.)"""
     return all(
         x.array.shape[1:] == shape if x.depth else jnp.shape(x.array) == () != shape
         for x in operands
@@ -148,19 +149,24 @@ def _of_all(
         return fun
     if axis is None:
         return mapped(fun, operands, out_axes)
-    axes = [0 if o.depth else None for o in operands]
+    return _over_batch(fun, operands, axis)
 
-    def over_batch(*arrays: Array) -> Sequence[Array]:
+
+def _over_batch(fun: Callable, operands: Sequence[Value], axis: BatchAxis) -> Callable:
+    """`fun`, which names the axis of the batch, of all examples and of every step."""
+    axes = [0 if o.depth else None for o in operands]
+    every = jax.vmap(fun, axes, axis_name=axis.name, axis_size=axis.size)
+    if 0 not in axes:
+        return every
+
+    def of_steps(*arrays: Array) -> Sequence[Array]:
         apart = [
             x.reshape(-1, axis.size, *x.shape[1:]) if o.depth else x
             for o, x in zip(operands, arrays, strict=True)
         ]
-        every = jax.vmap(fun, axes, axis_name=axis.name, axis_size=axis.size)
-        if 0 not in axes:
-            return every(*apart)
-        return [x.reshape(-1, *x.shape[2:]) for x in jax.vmap(every, axes)(*apart)]
+        return [x.reshape(-1, *x.shape[2:]) for x in mapped(every, operands)(*apart)]
 
-    return over_batch
+    return of_steps
 
 
 def aligned(operands: list[Value]) -> list[Value]:

@@ -89,16 +89,14 @@ def _here(graph: Graph, names: "_Names", i: int) -> str:
 
 def _of_edge(graph: Graph, edge: Edge) -> Iterator[str]:
     """What happens to what is read at an edge."""
+    closed = graph.exits.closed.get(edge)
     marks = {
         "cut:": graph.positions.cuts.get(edge),
-        "own recurrence:": graph.exits.closed.get(edge),
+        "own recurrence:": None if closed is None else closed != UNSET,
         "cut for weights:": graph.positions.own.get(edge),
     }
     for what, where in marks.items():
-        if (
-            where is not None
-            and (where if where.dtype == bool else where != UNSET).any()
-        ):
+        if where is not None and where.any():
             yield what
     leaving = graph.exits.open.get(edge)
     if leaving is not None and (leaving != UNSET).any():
@@ -110,7 +108,7 @@ class _Names:
     """What values are called: as in the model, else by letters, as JAX does."""
 
     def __init__(self, graph: Graph):
-        call, self.constants = graph.call, graph.program.constants
+        call, self.known = graph.call, graph.primitives.known
         groups = {
             "params": call.params.names(),
             "consts": call.consts.names(),
@@ -131,10 +129,8 @@ class _Names:
     def read(self, v: Var) -> str:
         if v in self.names:
             return self.names[v]
-        value = self.constants.get(v)
-        if v.size == 1 and value is not None:
-            return f"{np.asarray(value).item():.4g}"
-        return _short(v)
+        value = self.known(v) if v.size == 1 else None
+        return _short(v) if value is None else f"{value.item():.4g}"
 
     def typed(self, v: Var) -> str:
         return f"{self.read(v)}: {_short(v)}"

@@ -88,7 +88,8 @@ class Equation:
     """One primitive application: `outputs = fun(*inputs)`.
 
     `body` holds the inner program of a loop, or of a call with a custom derivative, if
-    it only computes. `effect`: it does something else as well, such as printing.
+    it only computes; and what an operation that is not JAX's own computes. `effect`: it
+    does something else as well, such as printing.
     `axes`: the named axes of a batch that it acts over, as a mean over examples does.
     `plain`: `fun` is an elementwise primitive as it is, for arrays of any shape.
     """
