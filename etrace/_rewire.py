@@ -130,7 +130,7 @@ def _scaled(
     lead, result = int(algorithm.batched), []
     for t, spec in enumerate(graph.traces):
         x: Any = data[t] if each else None
-        if changed[spec.site]:
+        if changed[spec.site] and not isinstance(x, tuple):
             # One number a parameter: [components, b, p, o, c].
             if not eqx.is_array(x) or x.ndim != lead + 5:
                 raise ValueError(

@@ -8,7 +8,7 @@ the numbers that come back must be those that went in.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,30 @@ def blocks_along(
             for n, v in enumerate(equation.outputs)
         ),
     )
+
+
+def keeps_positions(
+    equation: Equation, weights: Collection[int], classify: Callable, most: int
+) -> bool:
+    """Whether all that a loop carries, and the `weights` among its operands, is kept
+    apart in the same way: position by position, of no more than `most` numbers each.
+    """
+    assert equation.loop is not None
+    first = equation.loop.constants + equation.loop.carry
+    counts = set()
+    for j, v in enumerate(equation.inputs):
+        carried = equation.loop.constants <= j < first
+        if not v.inexact or not v.size:
+            continue
+        blocks = find_body_blocks(equation, j, classify)
+        if blocks is None:
+            return False
+        rounds = v.shape[0] if j >= first else 1
+        if v.size > rounds * (blocks.count - 1) * most:
+            return False
+        if carried or j in weights:
+            counts.add(blocks.count)
+    return len(counts) == 1
 
 
 def is_elementwise(equation: Equation, classify: Callable) -> bool:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from .._model import Call, Spec
 from ._batched import Env, Value, run
+from ._bodies import keeps_positions
 from ._chains import join_chains
 from ._coordinates import Coordinates
 from ._derivatives import with_derivatives
@@ -25,10 +26,10 @@ from ._flows import converging
 from ._initial import find_initial, step_from_initial
 from ._inner import Place, find_inside
 from ._meetings import Meetings, Occurrence
-from ._memory import Memory, TraceSpec
+from ._memory import Memory, TraceSpec, with_uses
 from ._options import GraphOptions
 from ._positions import Positions, find_positions
-from ._primitives import Primitives
+from ._primitives import Primitives, of_body
 from ._program import Edge, Program, Var, trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._shortcuts import with_shortcuts
@@ -272,7 +273,7 @@ def _analysed(
         open_tails,
         exits,
         tuple(meetings.sites),
-        traces,
+        with_uses(traces, meetings.sites),
         tuple(map(memory.coupling, positions.groups)),
         tuple(o.followed() if options.follows_all else o for o in meetings.occurrences),
         program.needed(s.weight for s in meetings.sites),
@@ -292,7 +293,7 @@ def _positions(
     coordinates = Coordinates.whole(call.hidden)
     program = None
     while True:
-        program = program or _trace(call, coordinates)
+        program = program or _trace(call, coordinates, options.position_size)
         arguments = _arguments(program, call, coordinates)
         pairs = zip(arguments["consts"], constants, strict=True)
         primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
@@ -357,7 +358,7 @@ def _split(flat, sizes: dict[str, int]) -> dict[str, tuple]:
     }
 
 
-def _trace(call: Call, coordinates: Coordinates) -> Program:
+def _trace(call: Call, coordinates: Coordinates, position_size: int) -> Program:
     """The step as a program of flat real hidden leaves."""
     sizes = _argument_sizes(call, coordinates)
     specs = (call.params, call.consts, call.hidden, call.carried, call.inputs)
@@ -380,7 +381,14 @@ def _trace(call: Call, coordinates: Coordinates) -> Program:
     first = n_out - len(call.carried.leaves) - sizes["hidden"]
     copied = range(first, first + sizes["hidden"])
     fixed = sizes["params"] + sizes["consts"]
-    program = trace_program(flat_step, arguments, copied, sizes["params"], fixed)
+    program = trace_program(
+        flat_step,
+        arguments,
+        copied,
+        sizes["params"],
+        fixed,
+        functools.partial(keeps_positions, classify=of_body, most=position_size),
+    )
     program = dataclasses.replace(program, axis=call.axis)
     if coordinates.apart:
         program = with_shortcuts(program)

@@ -12,6 +12,13 @@ import jax.extend as jex
 # Functions with a derivative of their own.
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
+# Calls of functions whose equations may as well stand where they are called.
+CALLS = frozenset(
+    """
+    jit pjit closed_call core_call remat remat2 checkpoint core_closed_call composite
+    """.split()
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Loop:

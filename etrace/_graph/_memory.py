@@ -1,13 +1,15 @@
 """What traces have to remember."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from ._exits import Exits
 from ._kinds import Kind
 from ._options import GraphOptions
+from ._partition import LABEL
 from ._positions import Group, Positions
 from ._primitives import Primitives
 from ._program import Edge, Var
@@ -21,12 +23,16 @@ class TraceSpec:
     `positions` says to which position of the group each element of the site belongs,
     in canonical form [b, p, o]; UNSET for those that are not traced here.
     `components` are those of the group that this trace holds.
+    `uses` are the traces, in order, of all sites where the same weight is read in the
+    same way for the same positions, this one too: substeps of a solver, say. They move
+    alike, and a rule may keep their sum.
     """
 
     site: int
     group: int
     components: tuple[int, ...]
     positions: np.ndarray
+    uses: tuple[int, ...] = ()
 
 
 class Memory:
@@ -124,3 +130,20 @@ class Memory:
             }
         components = tuple(s for s, leaf in enumerate(g.leaves) if leaf in leaves)
         return TraceSpec(index, group, components, positions)
+
+
+def with_uses(
+    traces: Sequence[TraceSpec], sites: Sequence[Site]
+) -> tuple[TraceSpec, ...]:
+    """The same, each with its `uses`."""
+    weights = [sites[spec.site].weight for spec in traces]
+    alike: dict[Any, list[int]] = {}
+    for t, spec in enumerate(traces):
+        key: Any = t
+        if weights.count(weights[t]) > 1:
+            site, positions = sites[spec.site], spec.positions.astype(LABEL)
+            key = spec.group, spec.components, positions.shape, positions.tobytes()
+            key += site.weight, site.direct, site.form.layout.tobytes()
+        alike.setdefault(key, []).append(t)
+    uses = {t: tuple(found) for found in alike.values() for t in found}
+    return tuple(dataclasses.replace(x, uses=uses[t]) for t, x in enumerate(traces))

@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from .._model import BatchAxis
 from ._jaxprs import (
+    CALLS,
     CUSTOM,
     Loop,
     acts,
@@ -32,6 +33,7 @@ from ._jaxprs import (
     scan_of,
 )
 from ._kinds import ELEMENTWISE
+from ._loops import taken_apart
 from ._singular import (
     SINGULAR,
     SINGULAR_WITH_DATA,
@@ -39,26 +41,12 @@ from ._singular import (
     with_finite_slopes,
 )
 from ._sparse import is_sparse_product, sparse_product
-from ._where import is_of_jax, line_of
+from ._where import is_of_jax, is_of_library, line_of
 
 MAX_UNROLLED_SCAN = 32
 
 # Operations that are linear in what a weight is multiplied with.
 LINEAR_IN_DATA = ("dot_general", "conv_general_dilated")
-
-_CALL_PRIMITIVES = frozenset(
-    {
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_call",
-        "remat",
-        "remat2",
-        "checkpoint",
-        "core_closed_call",
-        "composite",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,14 +160,16 @@ def trace_program(
     copied: range = range(0),
     params: int = 0,
     fixed: int = 0,
+    stays: Callable[[Equation, Sequence[int]], bool] = lambda loop, weights: False,
 ) -> Program:
     """Traces `fun(*arguments)`, from flat arrays (or shape structs) to flat arrays.
 
     The outputs numbered `copied` get a value of their own, which is no other output,
     input or intermediate. The first `params` arguments are parameters, the first
-    `fixed` are the same at every step; the others are data.
+    `fixed` are the same at every step; the others are data. `stays` says whether a
+    short loop, of which some operands depend on parameters, stays a loop.
     """
-    builder = _Builder()
+    builder = _Builder(stays)
     program = builder.program(jax.make_jaxpr(fun)(*arguments), params, fixed)
     outputs = list(program.outputs)
     for j in copied:
@@ -192,7 +182,8 @@ def trace_program(
 class _Builder:
     """Accumulates equations while walking nested jaxprs."""
 
-    def __init__(self):
+    def __init__(self, stays: Callable[[Equation, Sequence[int]], bool]):
+        self.stays = stays
         self.equations: list[Equation] = []
         self.constants: dict[Var, Any] = {}
         self.weights: set[Var] = set()  # what depends on parameters
@@ -248,52 +239,75 @@ class _Builder:
             return read
         if is_sparse_product(eqn):
             return self._inline_at(line_of(eqn), sparse_product(eqn), read)
-        if name in _CALL_PRIMITIVES:
+        if name in CALLS:
             inner = inner_jaxpr(eqn)
             if is_of_jax(inner):
                 return self._inline_at(line_of(eqn), inner, read)
             return self.inline(inner, read)
         if name == "cond" and not is_opaque(eqn):
             return self._select(eqn, read)
-        if name == "scan" and 0 < eqn.params["length"] <= MAX_UNROLLED_SCAN:
-            return self._unroll(eqn, read)
+        if name == "scan" and eqn.params["length"]:
+            apart = taken_apart(eqn, read, self._weights(read))
+            if apart is not None:
+                return self._inline_at(line_of(eqn), apart, read, only=is_of_library)
+            if self._unrolls(jaxpr, eqn, read):
+                return self._unroll(eqn, read)
         if name in CUSTOM:
             self._as_arrays(read)
         source, guarded = line_of(eqn), self._meets(read)
-        fun = primitive = callable_of(jaxpr, eqn)
+        changed = None
         if guarded:
             fill = float(name not in LINEAR_IN_DATA)
             read = [self._safe(v, self.taken, fill, source) for v in read]
             if name in SINGULAR_WITH_DATA and self.taken is not None:
-                fun, read = where_taken(fun), [*read, self.taken]
+                changed, read = where_taken, [*read, self.taken]
         elif name in SINGULAR and self._is_expression(read):
-            fun = with_finite_slopes(fun)
+            changed = with_finite_slopes
+        equation = self._primitive(jaxpr, eqn, read)
+        if changed is not None:
+            fun = changed(equation.fun)
+            equation = dataclasses.replace(equation, fun=fun, plain=False)
+        self._add(equation)
+        if not guarded:
+            return equation.outputs
+        return [self._guarded(v, self.taken, source) for v in equation.outputs]
+
+    def _primitive(self, jaxpr, eqn, read: list[Var]) -> Equation:
+        """One primitive, applied to `read`."""
+        name, fun = eqn.primitive.name, callable_of(jaxpr, eqn)
         inner, loop = body_of(eqn, read)
         axes = named_axes(eqn.params)
         of_jax = loop is not None or name in CUSTOM
         computes = inner is not None and not axes and not (of_jax and acts(inner))
-        body = _Builder().program(inner) if computes else None
+        body = _Builder(self.stays).program(inner) if computes else None
         if body is not None and loop is None:
             fun = _holding(fun, [j for j, v in enumerate(read) if v in self.held])
-        outputs = tuple(_var(v.aval) for v in eqn.outvars)
-        self._add(
-            Equation(
-                name,
-                fun,
-                tuple(read),
-                outputs,
-                eqn.params,
-                source,
-                body,
-                loop,
-                any(map(is_effect, eqn.effects)),
-                axes,
-                name in ELEMENTWISE and fun is primitive,
-            )
+        return Equation(
+            name,
+            fun,
+            tuple(read),
+            tuple(_var(v.aval) for v in eqn.outvars),
+            eqn.params,
+            line_of(eqn),
+            body,
+            loop,
+            any(map(is_effect, eqn.effects)),
+            axes,
+            name in ELEMENTWISE,
         )
-        if not guarded:
-            return outputs
-        return [self._guarded(v, self.taken, source) for v in outputs]
+
+    def _unrolls(self, jaxpr, eqn, read: list[Var]) -> bool:
+        """Whether a loop becomes one copy of its body a round: positions meet in it, or
+        a branch that may not be taken guards each of its equations."""
+        length = eqn.params["length"]
+        if length > MAX_UNROLLED_SCAN or length == 1 or self.taken is not None:
+            return length <= MAX_UNROLLED_SCAN
+        loop = self._primitive(jaxpr, eqn, read)
+        return loop.body is None or not self.stays(loop, self._weights(read))
+
+    def _weights(self, read: Sequence[Var]) -> list[int]:
+        """The operands that depend on parameters."""
+        return [j for j, v in enumerate(read) if v.inexact and v in self.weights]
 
     def _add(self, equation: Equation) -> None:
         self.equations.append(equation)
@@ -303,12 +317,19 @@ class _Builder:
             if not kind.isdisjoint(equation.inputs):
                 kind.update(equation.outputs)
 
-    def _inline_at(self, source: str, closed, arguments: Sequence[Var]) -> list[Var]:
-        """`inline`, with one line for all equations."""
+    def _inline_at(
+        self,
+        source: str,
+        closed,
+        arguments: Sequence[Var],
+        only: Callable[[str], bool] = lambda source: True,
+    ) -> list[Var]:
+        """`inline`, with one line for all equations, or for those of `only` some."""
         first = len(self.equations)
         outputs = self.inline(closed, arguments)
         self.equations[first:] = [
-            dataclasses.replace(e, source=source) for e in self.equations[first:]
+            dataclasses.replace(e, source=source) if only(e.source) else e
+            for e in self.equations[first:]
         ]
         return outputs
 

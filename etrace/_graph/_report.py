@@ -43,6 +43,7 @@ class Row:
         per parameter, a single [components, b, p, o, c].
     - `times`: how often it meets data there in one step: once in every round of a loop.
     - `nbytes`: of all the traces that are kept.
+    - `uses`: of how many meetings, here and elsewhere, the trace is one and the same.
     """
 
     parameter: str
@@ -55,6 +56,17 @@ class Row:
     trace_shapes: tuple[tuple[int, ...], ...]
     nbytes: int
     times: int = 1
+    uses: int = 1
+
+    @property
+    def trace(self) -> str:
+        """What is kept, in words."""
+        if not self.trace_shapes:
+            return "-"
+        kept = " ".join(map(_kept, self.trace_shapes))
+        if self.uses > 1:
+            return f"{kept} of {self.uses} uses"
+        return f"{self.times} x {kept}" if self.times > 1 else kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +143,8 @@ class Report:
         # Some rules keep no trace of each site.
         each = isinstance(self.trace, tuple) and len(self.trace) == len(graph.traces)
         size = sum(_nbytes(self.trace[t]) for t in traces) if each else 0
-        kept = jax.tree.leaves([self.trace[t] for t in traces] if each else [])
+        uses = [self._held_with(t) for t in traces] if each else []
+        kept = jax.tree.leaves([self.trace[own[0]] for own in uses])
         numbers = [x.shape for x in kept if jnp.issubdtype(x.dtype, jnp.inexact)]
         for n, p in enumerate(occurrence.parameters):
             yield Row(
@@ -144,7 +157,14 @@ class Report:
                 groups,
                 tuple(x[self.batched :] for x in numbers),
                 0 if n else size,
+                uses=max(map(len, uses), default=1),
             )
+
+    def _held_with(self, t: int) -> list[int]:
+        """The traces that are kept as one with trace t."""
+        uses = self.graph.traces[t].uses
+        held = [u for u in uses if isinstance(self.trace[u], tuple)]
+        return [uses[0], *held] if held and t in (uses[0], *held) else [t]
 
     def _reason(
         self, occurrence: Occurrence, groups: tuple[int, ...], name: str
@@ -201,8 +221,7 @@ class Report:
                 r.shapes,
                 " ".join(map(str, r.groups)) or "-",
                 {"output": "now (exact)"}.get(r.status, r.status),
-                (f"{r.times} x " if r.times > 1 and r.trace_shapes else "")
-                + (" ".join(map(_kept, r.trace_shapes)) or "-"),
+                r.trace,
                 human_bytes(r.nbytes) if r.nbytes else "-",
                 r.source,
                 r.reason,

@@ -32,7 +32,7 @@ class LinearForm:
     sizes: tuple[int, int, int, int]  # b, p, o, c
     local_input: Callable[..., jax.Array]  # operands of the equation -> x [b, p, c]
     canonical: Callable[[Any], Any]  # z, in its own shape -> [b, p, o]
-    weight: Callable[[jax.Array], jax.Array]  # [b, o, c] -> the weight's own shape
+    weight: Callable[[Any], Any]  # [b, o, c] -> the weight's own shape
 
     # Both ways only move elements about, so that their transposes move them back.
 
@@ -40,6 +40,12 @@ class LinearForm:
         """[b, p, o] -> z in its own shape."""
         like = jax.ShapeDtypeStruct(shape, z.dtype)
         return jax.linear_transpose(self.canonical, like)(z)[0]
+
+    @property
+    def layout(self) -> np.ndarray:
+        """The numbers of [b, o, c] in the weight's own shape."""
+        b, _, o, c = self.sizes
+        return np.asarray(self.weight(np.arange(b * o * c).reshape(b, o, c)))
 
     def canonical_weight(self, weight: jax.Array) -> jax.Array:
         """The weight in its own shape -> [b, o, c]."""

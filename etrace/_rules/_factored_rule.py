@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
@@ -42,12 +43,13 @@ class FactoredRule(ETraceVjpAlgorithm):
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         chosen = self._factored(graph, 1 if batch is None else batch)
-        return tuple(
+        zeros = [
             factored.zeros(graph, t, batch, self.trace_dtype)
             if is_factored
             else self._zero_trace(graph, t, batch)
             for t, is_factored in enumerate(chosen)
-        )
+        ]
+        return per_parameter.held_once(graph, zeros, np.flatnonzero(chosen))
 
     # ----------------------------------------------------------------- what it decides
 
@@ -109,7 +111,10 @@ class FactoredRule(ETraceVjpAlgorithm):
                 f = Postsynaptic(window, t, self.decays[1]).last(trace)
                 new = factored.last(x, trace.x, self.decays[0])
                 result.append(Factors(new, f, trace.steps + window.length))
+            elif per_parameter.is_held(trace):
+                result.append(trace)
             else:
                 whole = window.at_trace(t, [p[0] for p in propagators], 2)
-                result.append(per_parameter.advance(trace, whole, moved[t], x))
+                f, x = per_parameter.added(t, data, moved, window)
+                result.append(per_parameter.advance(trace, whole, f, x))
         return tuple(result)

@@ -6,12 +6,16 @@ least in float32, so that a bfloat16 trace is rounded once a window.
 """
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
+
+from .._graph import Graph
+from .._window import Window
 
 
 def advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
@@ -26,6 +30,36 @@ def advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
     if len(f) == 1 or math.prod(shape[1:]) < _SMALL:
         return _advance(trace, d, f, x)
     return lax.platform_dependent(trace, d, f, x, cpu=_by_blocks, default=_advance)
+
+
+def held_once(
+    graph: Graph, zeros: Sequence[Any], factored: Collection[int] = ()
+) -> tuple[Any, ...]:
+    """Zeros per trace; nothing for those that the first of their uses holds as well.
+
+    Not where one is in another form, such as in factors.
+    """
+    held = (
+        spec.uses[0] != t and not any(u in factored for u in spec.uses)
+        for t, spec in enumerate(graph.traces)
+    )
+    return tuple(() if h else x for h, x in zip(held, zeros, strict=True))
+
+
+def is_held(trace: Any) -> bool:
+    """Whether another trace holds this one as well."""
+    return isinstance(trace, tuple)
+
+
+def added(
+    t: int, data: Sequence[Any], moved: Sequence[Array], window: Window
+) -> tuple[Array, Array]:
+    """(f, x) of what all steps, and all uses that it holds, add to trace t."""
+    uses = [u for u in window.graph.traces[t].uses if u == t or is_held(data[u])]
+    f, x = [moved[u] for u in uses], [window.local_input(u) for u in uses]
+    if len(uses) == 1:
+        return f[0], x[0]
+    return jnp.concatenate(f), jnp.concatenate(x)
 
 
 def _advance(trace: Array | None, d: Array, f: Array, x: Array) -> Array:
@@ -80,9 +114,10 @@ def _outer(f: Array, x: Array) -> Array:
     return jnp.moveaxis(product, 3, 1)
 
 
-def contract(a: Array, trace: Array | None) -> Array | None:
-    """Σ a · ε over batch, components and p, [b, o, c]; None if the trace is zero."""
-    if trace is None or not trace.size:
+def contract(a: Array, trace: Any) -> Array | None:
+    """Σ a · ε over batch, components and p, [b, o, c]; None if the trace is zero, or
+    held by another."""
+    if trace is None or is_held(trace) or not trace.size:
         return None
     on_cpu = _contract
     if trace.shape[-1] == 1:

@@ -50,6 +50,7 @@ class PerParameterRule(ETraceVjpAlgorithm):
 
     def _init_etrace_data(self, graph: Graph, batch: int | None) -> PyTree:
         zeros = super()._init_etrace_data(graph, batch)
+        zeros = per_parameter.held_once(graph, zeros)
         emitted = self._emitted(graph)
         if emitted is None:
             return zeros
@@ -57,7 +58,7 @@ class PerParameterRule(ETraceVjpAlgorithm):
         width = [(0, 0)] * axis
         more = [[*width, (0, emitted.count(t))] for t in range(len(zeros))]
         return tuple(
-            jnp.pad(e, w + [(0, 0)] * (e.ndim - len(w)))
+            jax.tree.map(lambda e, w=w: jnp.pad(e, w + [(0, 0)] * (e.ndim - len(w))), e)
             for e, w in zip(zeros, more, strict=True)
         )
 
@@ -65,7 +66,7 @@ class PerParameterRule(ETraceVjpAlgorithm):
         # Nothing is contracted with, or moved on from, a zero trace.
         if not self._is_plain():
             return super()._zero_etrace_data(graph, batch)
-        return (None,) * len(graph.traces)
+        return per_parameter.held_once(graph, (None,) * len(graph.traces))
 
     def _packed(self, data: PyTree) -> PyTree:
         return jax.tree.map(per_parameter.packed, data) if self._is_plain() else data
@@ -104,12 +105,21 @@ class PerParameterRule(ETraceVjpAlgorithm):
         whole = [p[0] for p in propagators]
         emitted = self._emitted(window.graph)
         rows = [] if emitted is None else emitted.rows(window)
-        result = []
-        for t, trace in enumerate(data):
+
+        def motion(t: int) -> tuple[Array, Array]:
             d, f = window.at_trace(t, whole, 2), moved[t]
-            if emitted is not None:
-                d, f = _with_emitted(d, f, t, emitted, rows, window)
-            result.append(per_parameter.advance(trace, d, f, window.local_input(t)))
+            if emitted is None:
+                return d, f
+            return _with_emitted(d, f, t, emitted, rows, window)
+
+        motions = [motion(t) for t in range(len(data))]
+        moved = [f for _, f in motions]
+        result = []
+        for t, (trace, (d, _)) in enumerate(zip(data, motions, strict=True)):
+            if not per_parameter.is_held(trace):
+                f, x = per_parameter.added(t, data, moved, window)
+                trace = per_parameter.advance(trace, d, f, x)
+            result.append(trace)
         return tuple(result)
 
 

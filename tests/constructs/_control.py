@@ -158,6 +158,16 @@ def turning(repeat):
     return step
 
 
+def recurrent_inside(rounds: int):
+    def step(w, h, x):
+        drive = w["w"] @ x
+        move = lambda _, h: h + (jnp.tanh(drive + w["u"] @ h) - h) / rounds  # noqa: E731
+        h = lax.fori_loop(0, rounds, move, h)
+        return h, h
+
+    return step
+
+
 def rooted(w, h, x):
     drive = w["w"] @ x
     return lax.cond(
@@ -181,7 +191,15 @@ CONTROL = {
     "two products with weights in 40 substeps": Construct(
         two_inside(40),
         {"v": (N, 2), "w": (2, IN)},
-        now={"w": "scan is not a traceable operation"},
+        now={"w": "a mixing operation lies between"},
+    ),
+    "a recurrent product in 40 substeps": Construct(
+        recurrent_inside(40),
+        {**W, "u": (N, N)},
+        now={
+            "w": "a mixing operation lies between",
+            "u": "scan is not a traceable operation",
+        },
     ),
     "`while_loop`, for a count": Construct(counted, W),
     "`while_loop` over the state": Construct(

@@ -11,7 +11,6 @@ import etrace
 
 from .program import (
     IN,
-    INPUTS,
     N,
     Net,
     Program,
@@ -232,41 +231,3 @@ def test_a_branch_not_taken_in_a_batch():
     for rule in (etrace.RTRL, etrace.DRTRL):
         found = run(rule(model, batched=True), None, inputs, jnp.zeros((3, 2)))[1]
         np.testing.assert_allclose(found.weights["w"], sum(single), rtol=1e-9)
-
-
-def substeps(rounds):
-    def step(w, state, x):
-        drive = w["w"] @ x
-
-        def move(state, _):
-            v, m = state
-            m = m + 0.05 * (jax.nn.sigmoid(v) * (1 - m) - jnp.exp(-(v**2)) * m)
-            return (v + 0.05 * (m**3 * (1 - v) - 0.1 * v + drive), m), None
-
-        state = lax.scan(move, state, None, length=rounds)[0]
-        return state[0], state
-
-    return step
-
-
-def test_substeps_are_exact():
-    start = lambda: (jnp.zeros(N), jnp.zeros(N))  # noqa: E731
-    check(Program(substeps(4), {"w": W}, start))
-
-
-def test_substeps_with_the_recurrent_product_inside_are_traced():
-    def step(w, h, x):
-        drive = w["w"] @ x
-
-        def move(h, _):
-            pull = jnp.tanh(drive + w["u"] @ h) - h
-            return h + 0.3 * jax.nn.sigmoid(w["tau"]) * pull, None
-
-        h = lax.scan(move, h, None, length=3)[0]
-        return h, h
-
-    weights = {"w": W, "u": U, "tau": jnp.linspace(0.0, 1.0, N)}
-    program = Program(step, weights, exact=False)
-    check(program)
-    rows = etrace.DRTRL(program.model()).graph(INPUTS[0]).rows
-    assert {row.status for row in rows} == {"traced"}
