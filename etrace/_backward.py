@@ -1,24 +1,24 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._forward import Ran, merge
 from ._graph import (
-    Adjoint,
+    Arrived,
     Edge,
     Graph,
-    Rolled,
-    Value,
+    Var,
+    Way,
     added,
     complete_groups,
     inexact,
-    inject,
 )
 from ._window import Window
 
@@ -129,80 +129,93 @@ def _single_step(
     window: Window, cotangents: tuple[PyTree, PyTree | None]
 ) -> tuple[LearningSignals, list[Array]]:
     """Backpropagates through each step alone, its incoming state held."""
-    steps, local, held = window.evaluation, window.local, inexact(window.inputs)
-    exits = window.graph.exits.open
+    graph, derivative = window.graph, window.values.derivative
+    at_outputs = _at_outputs(window, cotangents)
+    outputs = [(graph.program.outputs[j], x) for j, x in at_outputs.items()]
+    read = [v for v in graph.inputs["inputs"] if v.inexact]
 
-    def read(params, inputs, edge, adjoints=None, rolled=window.rolled):
-        """What the loss reads, and all values."""
-        merged = merge(window.inputs, inputs)
-        arguments = (params, window.consts, merged, rolled)
-        env = steps.env(*arguments, edge=edge, adjoints=adjoints or {})
-        return inexact(_given(steps.read(env, edge), cotangents)), env
+    def back(to: Sequence[Var], shapes: Mapping[Edge, Any]) -> Arrived:
+        return derivative.back(_everywhere(graph, to, shapes=shapes), outputs)
 
-    def wide(value: Value, shape: tuple[int, ...]) -> Array:
-        return value.widen(shape).spread(*window.size).array
+    def at_states() -> list[Array]:
+        found = back(graph.old, {}).values
+        zeros = window.values.zeros
+        return [window.values.apart(found.get(v, zeros(v))) for v in graph.old]
 
-    def shifted(inputs, shifts):
-        """As a function of shifts of the values that leave through exits."""
-        shifts = dict(zip(exits, shifts, strict=True))
+    exits = {edge: label.shape for edge, label in graph.exits.open.items()}
+    arrived, end = back(read, exits), len(graph.program.equations)
+    at_exits = {(end, j): x for j, x in at_outputs.items()} | dict(arrived.edges)
+    spatial = [
+        at_exits.get(edge, window.values.zeros(graph.program.operand(edge), shape))
+        for edge, shape in exits.items()
+    ]
+    now = functools.partial(_now, window, outputs)
+    signals = LearningSignals(window, spatial, inexact(cotangents[0]), now, at_states)
+    return signals, _at_inputs(window, arrived)
 
-        def edge(at: Edge, value: Value) -> Value:
-            if at not in shifts:
-                return value
-            return Value(wide(value, exits[at].shape) + shifts[at], 2)
 
-        return read(window.params, inputs, edge)[0]
+def _everywhere(graph: Graph, to: Sequence[Var], **options: Any) -> Way:
+    return Way(graph.program, range(len(graph.program.equations)), to, **options)
 
-    def now(adjoints, more, whole):
-        sites, traces = window.graph.sites, window.graph.traces
-        left_out = {sites[traces[t].site].edge for t in whole}
-        # Of a complete group, ordinary differentiation finds what local paths give, so
-        # that its adjoints can go the way of the loss.
-        complete = complete_groups(window.graph)
-        pairs = list(enumerate(adjoints))
-        own_way = [None if g in complete else a for g, a in pairs]
-        at_sites = added(local.at_sites(own_way) if pairs else (), more)
-        at_states = [x for g, a in pairs if g in complete for x in local.to_new(g, a)]
-        of_values, of_reads = _at_sites(window.graph, at_sites)
 
-        def read_and_kept(params):
-            injected = []
+def _at_outputs(
+    window: Window, cotangents: tuple[PyTree, PyTree | None]
+) -> dict[int, Array]:
+    """The cotangents of what the program puts out, [k * batch, ...], by number."""
+    steps, program = window.evaluation, window.graph.program
+    read = steps.read(window.values.env)
+    given = len(jax.tree.leaves(cotangents[0]))
+    numbers = range(given if cotangents[1] is None else len(read))
+    others = inexact(read[len(numbers) :])
 
-            def edge(at: Edge, value: Value) -> Value:
-                if at in left_out:
-                    return Value(lax.stop_gradient(value.array), value.depth)
-                if at not in of_reads:
-                    return value
-                adjoint = of_reads[at]
-                injected.append(inject(wide(value, adjoint.shape[1:]), adjoint))
-                return Value(injected[-1], 2)
+    def given_out(some: list[Array]) -> list[Array]:
+        result = steps.given_out(merge(read, [*some, *others]))
+        return inexact([r for r, c in zip(result, cotangents) if c is not None])
 
-            results, env = read(params, held, edge, of_values)
-            groups = [g for g, _ in pairs if g in complete]
-            kept = [x for g in groups for x in local.new_state(g, env)]
-            # What the loss of the step does not see has a cotangent all the same.
-            equations = window.graph.program.equations
-            injected += [env[equations[i].outputs[0]].array for i in of_values]
-            return results, kept, injected
+    _, pull = jax.vjp(given_out, inexact(read[: len(numbers)]))
+    (found,) = pull(inexact(cotangents))
+    moving = [j for j in numbers if program.outputs[j].inexact]
+    return dict(zip(moving, found, strict=True))
 
-        (_, _, injected), pull = jax.vjp(read_and_kept, window.params)
-        none = list(map(jnp.zeros_like, injected))
-        return pull((inexact(cotangents), at_states, none))[0]
 
-    def at_states():
-        def of_states(hidden):
-            rolled = Rolled(hidden, window.rolled.other, window.rolled.known)
-            as_it_is = lambda _, value: value  # noqa: E731
-            return read(window.params, held, as_it_is, rolled=rolled)[0]
+def _at_inputs(window: Window, arrived: Arrived) -> list[Array]:
+    """The cotangents of the inexact inputs, in their own shapes."""
+    values, result = window.values, []
+    for v, m in zip(window.graph.inputs["inputs"], window.multi, strict=True):
+        if v.inexact:
+            x = values.apart(arrived.values.get(v, values.zeros(v)))
+            result.append(x if m else x.sum(0))
+    return result
 
-        _, pull = jax.vjp(of_states, window.rolled.hidden)
-        return pull(inexact(cotangents))[0]
 
-    zeros = [jnp.zeros_like(window.values.exit_value(at)) for at in exits]
-    _, pull = jax.vjp(shifted, held, zeros)
-    inputs, spatial = pull(inexact(cotangents))
-    outputs = inexact(cotangents[0])
-    return LearningSignals(window, spatial, outputs, now, at_states), inputs
+def _now(
+    window: Window,
+    outputs: Sequence[tuple[Var, Array]],
+    adjoints: Sequence[Array],
+    more: Sequence[Array | None],
+    whole: Collection[int],
+) -> PyTree:
+    """The gradient of the parameters, see `LearningSignals.gradients`."""
+    graph, local, derivative = window.graph, window.local, window.values.derivative
+    left_out = (graph.sites[graph.traces[t].site].edge for t in whole)
+    stops = {e: np.ones(graph.program.operand(e).shape, bool) for e in left_out}
+    # Of a complete group, ordinary differentiation finds what local paths give, so
+    # that its adjoints can go the way of the loss.
+    complete = complete_groups(graph)
+    pairs = list(enumerate(adjoints))
+    own_way = [None if g in complete else a for g, a in pairs]
+    at_sites = added(local.at_sites(own_way) if pairs else (), more)
+    at_states = [x for g, a in pairs if g in complete for x in local.to_new(g, a)]
+    only, at_reads = _at_sites(graph, at_sites)
+    at_weights = [derivative.at_operand(e, x) for e, x in at_reads if e not in stops]
+    seeds = [*outputs, *at_states, *at_weights]
+    seeds = [(v, derivative.natural(v, x)) for v, x in seeds]
+    way = _everywhere(graph, graph.inputs["params"], stops=stops)
+    found = derivative.back(way, seeds, each=False, only=only).values
+    leaves, treedef = jax.tree.flatten(window.params)
+    params = zip(graph.inputs["params"], leaves, strict=True)
+    gradients = [found[v] if v in found else jnp.zeros_like(x) for v, x in params]
+    return treedef.unflatten(gradients)
 
 
 def _not_known() -> list[Array]:
@@ -213,10 +226,13 @@ def _not_known() -> list[Array]:
     )
 
 
-def _at_sites(graph: Graph, signals: Sequence[Array | None]):
-    """Signals per trace, by the equation or by the edge where they are to be added."""
-    of_values: dict[int, Adjoint] = {}
-    of_reads: dict[Edge, Array] = {}
+def _at_sites(
+    graph: Graph, signals: Sequence[Array | None]
+) -> tuple[dict[Edge, Array], list[tuple[Edge, Array]]]:
+    """Signals per trace, as those at the results of operations, for the weight alone,
+    and as those where weights are read; [k * batch, ...]."""
+    of_results: dict[Edge, Array] = {}
+    of_reads: list[tuple[Edge, Array]] = []
     for spec, signal in zip(graph.traces, signals):
         if signal is None:
             continue
@@ -224,13 +240,11 @@ def _at_sites(graph: Graph, signals: Sequence[Array | None]):
         flat = signal.reshape(-1, *signal.shape[2:])
         back = functools.partial(site.form.from_canonical, shape=site.shape)
         z = jax.vmap(back)(flat)
-        i, j = site.edge
         if site.direct:
-            of_reads[site.edge] = of_reads.get(site.edge, 0) + z
+            of_reads.append((site.edge, z))
         else:
-            old = of_values[i].array if i in of_values else 0
-            of_values[i] = Adjoint(j, old + z)
-    return of_values, of_reads
+            of_results[site.edge] = of_results.get(site.edge, 0) + z
+    return of_results, of_reads
 
 
 def _multi_step(
@@ -263,11 +277,6 @@ def _multi_step(
     at_states = lambda: [x[None] for x in leaves]  # noqa: E731
     signals = LearningSignals(first, (), outputs, now, at_states, boundary)
     return first, signals, inputs
-
-
-def _given(results: tuple, cotangents: tuple) -> tuple:
-    """The results for which there are cotangents."""
-    return tuple(r for r, c in zip(results, cotangents, strict=True) if c is not None)
 
 
 def _outer(signal: Array, x: Array) -> Array:

@@ -1,14 +1,13 @@
 from ._batched import (
-    Adjoint as Adjoint,
     Env as Env,
     Value as Value,
-    inject as inject,
     run as run,
     stopped as stopped,
     take as take,
 )
 from ._constants import fixed as fixed
 from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
+from ._derivative import Arrived as Arrived, Way as Way
 from ._ends import ends_of as ends_of
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
 from ._local import LocalRegion as LocalRegion, added as added

@@ -58,34 +58,19 @@ class Value:
 Env = dict[Var, Value]
 
 
-@dataclasses.dataclass(frozen=True)
-class Adjoint:
-    """Something to add to the cotangent of a value on the way to one operand."""
-
-    operand: int
-    array: Array
-
-
 def run(
     program: Program,
     env: Env,
     equations: Iterable[int] | None = None,
     *,
     edge: Callable[[Edge, Value], Value] = lambda edge, value: value,
-    result: Callable[[int, list[Value], Value], Value] = lambda i, _, value: value,
-    recalled: Mapping[Var, Value] = {},  # noqa: B006 (read only)
-    adjoints: Mapping[int, Adjoint] = {},  # noqa: B006
-    faster: Mapping[int, Callable] = {},  # noqa: B006
+    faster: Mapping[int, Callable] = {},  # noqa: B006 (read only)
 ) -> Env:
     """Evaluates `equations` (all, if None, in order) over `env`, which is extended.
 
     **Arguments:**
 
     - `edge`: may replace any value at the place where it is read.
-    - `result`: may replace the result of an equation that has one, given its operands.
-    - `recalled`: values that are known. The equations that give them are differentiated
-        but not computed.
-    - `adjoints`: by recalled equation, what to add to the cotangent of its value.
     - `faster`: by equation, another way to compute its value, not its derivative, where
         that has a leading axis.
     """
@@ -96,18 +81,12 @@ def run(
         operands = [edge((i, j), env[v]) for j, v in enumerate(equation.inputs)]
         operands = aligned(operands)
         depth = depth_of(program, i, [o.depth for o in operands])
-        arrays = [o.array for o in operands]
-        fun = _of_all(program, i, operands, 0 if depth else None)
-        if equation.outputs and equation.outputs[0] in recalled:
-            known = [recalled[v].array for v in equation.outputs]
-            results = _recalled(fun, arrays, known, adjoints.get(i))
-        elif depth and i in faster:
+        arrays, fun = [o.array for o in operands], operation(program, i, operands)
+        if depth and i in faster:
             results = recall(fun, arrays, faster[i](*arrays))
         else:
             results = fun(*arrays)
-        values = [Value(x, depth) for x in results]
-        if len(values) == 1:
-            values = [result(i, operands, *values)]
+        values = (Value(x, depth) for x in results)
         env.update(zip(equation.outputs, values, strict=True))
     return env
 
@@ -139,16 +118,15 @@ def mapped(fun: Callable, operands: Sequence[Value], out_axes: Any = 0) -> Calla
     return jax.vmap(fun, axes, out_axes) if 0 in axes else fun
 
 
-def _of_all(
-    program: Program, i: int, operands: Sequence[Value], out_axes: Any
-) -> Callable:
+def operation(program: Program, i: int, operands: Sequence[Value]) -> Callable:
     """An operation over all steps and examples; it may name the axis of the batch."""
     equation, axis = program.equations[i], program.over(i)
     fun = equation.fun
     if equation.plain and _of_one_shape(equation.outputs[0].shape, operands):
         return fun
     if axis is None:
-        return mapped(fun, operands, out_axes)
+        depth = depth_of(program, i, [o.depth for o in operands])
+        return mapped(fun, operands, 0 if depth else None)
     return _over_batch(fun, operands, axis)
 
 
@@ -179,19 +157,6 @@ def aligned(operands: list[Value]) -> list[Value]:
         o.spread(rows // len(o.array), len(o.array)) if o.depth == 1 else o
         for o in operands
     ]
-
-
-def _recalled(fun: Callable, operands: list, known: list, adjoint: Adjoint | None):
-    """`fun(*operands)`, which is `known`; with an adjoint added, see `run`."""
-    if adjoint is None:
-        return recall(fun, operands, known)
-    held = list(map(lax.stop_gradient, operands))
-    j = adjoint.operand
-    others = recall(fun, [*operands[:j], held[j], *operands[j + 1 :]], known)
-    zeros = list(map(jnp.zeros_like, known))
-    alone = recall(fun, [*held[:j], operands[j], *held[j + 1 :]], zeros)
-    # A site's operation has one result.
-    return [others[0] + inject(alone[0], adjoint.array)]
 
 
 def recall(fun: Callable, operands: Sequence, known: Sequence) -> Sequence:
@@ -227,15 +192,6 @@ def recall(fun: Callable, operands: Sequence, known: Sequence) -> Sequence:
 def no_tangent(x: Array) -> Any:
     inexact = jnp.issubdtype(x.dtype, jnp.inexact)
     return jnp.zeros_like(x) if inexact else np.zeros(x.shape, jax.dtypes.float0)
-
-
-@jax.custom_vjp
-def inject(value: Array, cotangent: Array) -> Array:
-    """`value`, with something added to its cotangent."""
-    return value
-
-
-inject.defvjp(lambda v, c: (v, c), lambda c, ct: (ct + c, None))
 
 
 def stopped(where: Mapping[Edge, np.ndarray], edge: Edge, value: Value) -> Value:

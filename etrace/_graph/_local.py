@@ -1,26 +1,27 @@
-"""From the sites to the state and to the exits, and back.
+"""From the state and the exits back to the sites.
 
 The *local region* is the part of the step between the mixing operations: there every
-derivative is position by position, so that a Jacobian is one vector-Jacobian product
-with ones per component of the state.
+derivative is position by position, so that a Jacobian is one walk with ones for a
+component of the state.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run, stopped, take
+from ._batched import take
+from ._derivative import Arrived, Way
 from ._graph import Graph
 from ._partition import UNSET
-from ._program import Edge
+from ._program import Var
+from ._sites import Site
 from ._values import StepValues
 from ._ways import local_equations
 
@@ -44,7 +45,7 @@ class LocalRegion:
         """
         return self._per_trace(
             [
-                None if x is None else self._linear[g][1](self.to_new(g, x))[0]
+                None if x is None else self._back(self.to_new(g, x))
                 for g, x in enumerate(signals)
             ]
         )
@@ -57,31 +58,46 @@ class LocalRegion:
         `outputs`: to where the operations of the sites give their result. It makes a
         difference to those that are traced where the weight is read.
         """
-        result = []
+        edges, result = self.graph.exits.open, []
         for g in range(len(self.graph.positions.groups)):
             own = self._exits_of(g)
             if any(mask.any() for mask in own):
-                _, pull = self._exits_of_sites[outputs]
-                (at_sites,) = pull([jnp.where(m, s, 0) for m, s in zip(own, signals)])
-                result.append(at_sites)
+                parts = zip(edges, own, signals, strict=True)
+                masked = ((edge, jnp.where(m, s, 0)) for edge, m, s in parts if m.any())
+                at_operand = self.values.derivative.at_operand
+                result.append(self._back(at_operand(*pair) for pair in masked))
             else:
                 result.append(None)
-        return self._per_trace(result)
+        return self._per_trace(result, outputs)
 
-    def _per_trace(self, found: Sequence[Sequence[Array] | None]) -> list[Any]:
-        """Signals per group and site, [time * batch, *site], as those per trace."""
+    def _back(self, seeds: Iterable[tuple[Var, Array]]) -> Arrived:
+        return self.values.derivative.back(_to_sites(self.graph), seeds)
+
+    def _per_trace(
+        self, found: Sequence[Arrived | None], outputs: bool = False
+    ) -> list[Any]:
+        """What arrived at the sites, per group, as signals per trace."""
         graph = self.graph
         result = []
         for spec in graph.traces:
-            at_group = found[spec.group]
-            if at_group is None:
+            site, arrived = graph.sites[spec.site], found[spec.group]
+            if arrived is None:
                 result.append(None)
                 continue
-            canonical = graph.sites[spec.site].form.canonical
-            x = self.values.apart(jax.vmap(canonical)(at_group[spec.site]))
+            at_site = self._at_site(site, arrived, outputs)
+            x = self.values.apart(jax.vmap(site.form.canonical)(at_site))
             traced = spec.positions != UNSET
             result.append(x if traced.all() else jnp.where(traced, x, 0))
         return result
+
+    def _at_site(self, site: Site, arrived: Arrived, outputs: bool) -> Array:
+        """[k * batch, *site]."""
+        if site.direct and not (outputs and site.elementwise):
+            found, like = arrived.edges.get(site.edge), site.weight
+        else:
+            (like,) = site.equation.outputs
+            found = arrived.values.get(like)
+        return self.values.zeros(like, site.shape) if found is None else found
 
     def _exits_of(self, group: int) -> list[np.ndarray]:
         """Which elements leave from a group, per exit.
@@ -94,89 +110,28 @@ class LocalRegion:
             for edge, label in self.graph.exits.open.items()
         ]
 
-    @functools.cached_property
-    def _exits_of_sites(self) -> tuple[tuple[list[Array], Callable], ...]:
-        """The exits as functions of the sites, where a weight is read (False) and at
-        the operation's output (True)."""
-
-        def leaving(values, outputs):
-            env = self._from_sites(values, outputs)
-            return [self.values.exit_value(edge, env) for edge in self.graph.exits.open]
-
-        return tuple(
-            jax.vjp(functools.partial(leaving, outputs=outputs), self._sites(outputs))
-            for outputs in (False, True)
-        )
-
-    def to_new(self, group: int, signal: Array) -> list[Array]:
-        """Arranges a signal [k, batch, S, P] like `new_state` of the group."""
+    def to_new(self, group: int, signal: Array) -> list[tuple[Var, Array]]:
+        """A signal [k, batch, S, P] at the new state of a group, of the components that
+        traces hold: each leaf, and its own [k * batch, ...]."""
         g, rows = self.graph.positions.groups[group], math.prod(self.values.size)
         signal = signal.reshape(rows, *signal.shape[2:])
         result = []
         for s in self.graph.remembered(group):
             new = self.graph.new[g.leaves[s]]
             leaf = take(signal[:, s], g.positions[s]).reshape(rows, *new.shape)
-            result.append(leaf.astype(new.dtype))
+            result.append((new, leaf.astype(new.dtype)))
         return result
 
-    def new_state(self, group: int, env: Env | None = None) -> list[Array]:
-        """The new state of a group, of the components that traces hold."""
-        leaves = self.graph.positions.groups[group].leaves
-        held = self.graph.remembered(group)
-        return self.values.new([leaves[s] for s in held], env)
 
-    @functools.cached_property
-    def _linear(self) -> list[tuple[list[Array], Callable]]:
-        """Per group, its new state and the linear way from there to the sites."""
-        at_sites = self._sites(False)
-        result = []
-        for g in range(len(self.graph.positions.groups)):
-
-            def of_sites(values, g=g):
-                return self.new_state(g, self._from_sites(values, False))
-
-            result.append(jax.vjp(of_sites, at_sites))
-        return result
-
-    def _sites(self, outputs: bool) -> list[Array]:
-        """The values that are perturbed at the sites."""
-        result = []
-        for site in self.graph.sites:
-            direct = site.direct and not (outputs and site.elementwise)
-            var = site.weight if direct else site.equation.outputs[0]
-            value = self.values.env[var].widen(site.shape).spread(*self.values.size)
-            result.append(value.array)
-        return result
-
-    def _from_sites(self, at_sites: Sequence[Array], outputs: bool) -> Env:
-        """The values of the region, as functions of those at the sites.
-
-        Cuts stop credit on its way from the old state, not from a weight.
-        """
-        graph, values = self.graph, dict(self.values.env)
-        direct: dict[Edge, Value] = {}
-        shifts: dict[int, Array] = {}
-        region = local_equations(graph)
-        for site, value in zip(graph.sites, at_sites, strict=True):
-            if not site.direct and site.edge[0] not in region:
-                values[site.equation.outputs[0]] = Value(value, 2)
-            elif not site.direct or (outputs and site.elementwise):
-                # Several weights may meet in one operation, and what it reads may come
-                # from a site.
-                old = shifts.get(site.edge[0], 0)
-                shifts[site.edge[0]] = old + value - lax.stop_gradient(value)
-            else:
-                direct[site.edge] = Value(value, 2)
-
-        def result(i: int, operands: list[Value], value: Value) -> Value:
-            if i not in shifts:
-                return value
-            return Value(value.spread(*self.values.size).array + shifts[i], 2)
-
-        def read(edge: Edge, value: Value) -> Value:
-            return stopped(graph.converging, edge, direct.get(edge, value))
-
-        return run(graph.program, values, region, edge=read, result=result)
+@functools.lru_cache(maxsize=256)
+def _to_sites(graph: Graph) -> Way:
+    """Cuts stop credit on its way from the old state, not from a weight."""
+    direct = {s.edge: s.shape for s in graph.sites if s.direct}
+    results = [
+        s.equation.outputs[0] for s in graph.sites if not s.direct or s.elementwise
+    ]
+    region = local_equations(graph)
+    return Way(graph.program, region, results, graph.converging, direct)
 
 
 def added(

@@ -3,19 +3,18 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
-from ._batched import Env, Value, run, stopped, take
+from ._batched import take
+from ._derivative import Way
 from ._graph import Graph
 from ._kinds import Kind
 from ._partition import UNSET
-from ._program import Edge
+from ._program import Edge, Var
 from ._values import StepValues
 from ._ways import local_equations, new_values
 
@@ -48,21 +47,14 @@ class LocalPropagation(Propagation):
         graph = self.graph
         if isinstance(graph.options.recurrence, float):
             return self._constant_jacobian(graph.options.recurrence)
-        hidden = [self.values.env[v].array for v in graph.old]
         rows: dict[int, Array] = {}  # by new leaf, [k, batch, S (old), P]
         for s in range(max([g.components for g in graph.positions.groups], default=0)):
             groups = [g for g in graph.positions.groups if s < g.components]
-            leaves = [g.leaves[s] for g in groups]
-
-            def of_hidden(hidden, leaves=leaves):
-                return self.values.new(leaves, self._from_hidden(hidden))
-
-            values, pull = jax.vjp(of_hidden, hidden)
-            own = [
-                jnp.broadcast_to(jnp.asarray(_own(graph)[i], v.dtype), v.shape)
-                for i, v in zip(leaves, values)
+            ones = [
+                (leaf, jnp.ones_like(self.values.zeros(graph.new[leaf])))
+                for leaf in (g.leaves[s] for g in groups)
             ]
-            per_group = self.values.to_groups(pull(own)[0])
+            per_group = self._back(self._masked(ones))
             for g, columns in zip(graph.positions.groups, per_group):
                 if g in groups:
                     rows[g.leaves[s]] = columns
@@ -74,20 +66,31 @@ class LocalPropagation(Propagation):
     def at_old(self, signals: Sequence[Array]) -> tuple[Array, ...]:
         """Pulls signals at the new states back to the old ones, per group
         [k, batch, S, P], all at once."""
-        graph = self.graph
-        hidden = [self.values.env[v].array for v in graph.old]
-        leaves = range(len(graph.new))
-        values, pull = jax.vjp(
-            lambda hidden: self.values.new(leaves, self._from_hidden(hidden)), hidden
-        )
-        cotangents = list(map(jnp.zeros_like, values))
-        for g, signal in zip(graph.positions.groups, signals, strict=True):
+        seeds = []
+        for g, signal in zip(self.graph.positions.groups, signals, strict=True):
             rows = signal.reshape(-1, *signal.shape[2:])
             for s, i in enumerate(g.leaves):
-                own = take(rows[:, s], g.positions[s]).reshape(values[i].shape)
-                own = jnp.where(_own(graph)[i], own, 0)
-                cotangents[i] = own.astype(values[i].dtype)
-        return self.values.to_groups(pull(cotangents)[0])
+                new = self.graph.new[i]
+                own = take(rows[:, s], g.positions[s]).reshape(-1, *new.shape)
+                seeds.append((i, own.astype(new.dtype)))
+        return self._back(self._masked(seeds))
+
+    def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
+        # With gradients stopped in a group's own recurrence and open everywhere else,
+        # all that leaves the group leaves it through its exits, and gets there by
+        # position-local paths.
+        exits = zip(self.graph.exits.open.items(), spatial, strict=True)
+        at_operand = self.values.derivative.at_operand
+        return self._back(
+            at_operand(edge, jnp.where(label >= 0, x, 0)) for (edge, label), x in exits
+        )
+
+    def _masked(
+        self, seeds: Iterable[tuple[int, Array]]
+    ) -> Iterable[tuple[Var, Array]]:
+        """Of signals by leaf of the new state, those that are its positions' own."""
+        for leaf, x in seeds:
+            yield self.graph.new[leaf], jnp.where(_own(self.graph)[leaf], x, 0)
 
     def _constant_jacobian(self, leak: float) -> tuple[Array, ...]:
         result = []
@@ -96,45 +99,28 @@ class LocalPropagation(Propagation):
             result.append(jnp.full((*self.values.size, 1, 1, g.size), leak, dtype))
         return tuple(result)
 
-    def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
-        # With gradients stopped in a group's own recurrence and open everywhere else,
-        # all that leaves the group leaves it through its exits, and gets there by
-        # position-local paths.
-        labels = self.graph.exits.open.values()
-        _, pull = self._exits_of_hidden
-        masked = [jnp.where(x >= 0, s, 0) for s, x in zip(spatial, labels)]
-        return self.values.to_groups(pull(masked)[0])
+    def _back(self, seeds: Iterable[tuple[Var, Array]]) -> tuple[Array, ...]:
+        """To the old state, per group [k, batch, S, P]."""
+        graph = self.graph
+        found = self.values.derivative.back(_to_old(graph), seeds).values
+        at_old = [found.get(v, self.values.zeros(v)) for v in graph.old]
+        leak = graph.options.recurrence
+        if isinstance(leak, float):
+            # In place of all ways from the old state to the new one.
+            more = [found.get(v, self.values.zeros(v)) for v in new_values(graph)]
+            at_old = [x + leak * m for x, m in zip(at_old, more, strict=True)]
+        return self.values.to_groups(at_old)
 
-    @functools.cached_property
-    def _exits_of_hidden(self) -> tuple[list[Array], Callable]:
-        """The exits as functions of the old state."""
 
-        def leaving(hidden):
-            env = self._from_hidden(hidden)
-            return [self.values.exit_value(edge, env) for edge in self.graph.exits.open]
-
-        return jax.vjp(leaving, [self.values.env[v].array for v in self.graph.old])
-
-    def _from_hidden(self, hidden: Sequence[Array]) -> Env:
-        """The values of the region, as functions of the old state."""
-        graph, values = self.graph, dict(self.values.env)
-        values.update((v, Value(x, 2)) for v, x in zip(graph.old, hidden))
-        if isinstance(graph.options.recurrence, float):
-            for v, x in zip(new_values(graph), hidden):
-                moving = graph.options.recurrence * (x - lax.stop_gradient(x))
-                value = self.values.env[v].spread(*self.values.size).array
-                values[v] = Value(lax.stop_gradient(value) + moving, 2)
-        diagonals = graph.diagonals or {}
-        read = functools.partial(stopped, _stops(graph))
-
-        def result(i: int, operands: list[Value], value: Value) -> Value:
-            if i not in diagonals:
-                return value
-            (output,) = graph.program.equations[i].outputs
-            return diagonals[i].apply(self.values.env[output], operands)
-
-        equations = local_equations(graph, recurrent=True)
-        return run(graph.program, values, equations, edge=read, result=result)
+@functools.lru_cache(maxsize=256)
+def _to_old(graph: Graph) -> Way:
+    equations = local_equations(graph, recurrent=True)
+    known = graph.diagonals or {}
+    values = graph.old
+    if isinstance(graph.options.recurrence, float):
+        values = (*values, *new_values(graph))
+    instead = {i: diagonal.apply for i, diagonal in known.items()}
+    return Way(graph.program, equations, values, _stops(graph), instead=instead)
 
 
 @functools.lru_cache(maxsize=256)

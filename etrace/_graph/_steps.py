@@ -7,7 +7,7 @@ mixing operation gave is kept and never computed again.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from ._batched import Adjoint, Env, Value, depth_of, run
+from ._batched import Env, Value, depth_of, run
 from ._graph import Graph
 from ._kinds import Kind
-from ._program import Edge, Var
+from ._program import Var
 from ._transposed import by_transposed_weights
 
 
@@ -91,7 +91,7 @@ class Steps:
         run(program, env, after)
         arrays = [(env[v].array, self.depth[v]) for v in self.mixing]
         rolled = Rolled(*states, [self._apart(x) if d == 2 else x for x, d in arrays])
-        outputs, _ = self.read(env)
+        outputs, _ = self.given_out(self.read(env))
         hidden = self.graph.coordinates.join(last[0])
         last = (
             call.hidden.treedef.unflatten(hidden),
@@ -100,44 +100,29 @@ class Steps:
         return outputs, rolled, last
 
     def env(
-        self,
-        params: PyTree,
-        consts: PyTree,
-        inputs: PyTree,
-        rolled: Rolled,
-        *,
-        edge: Callable[[Edge, Value], Value] = lambda edge, value: value,
-        adjoints: Mapping[int, Adjoint] = {},  # noqa: B006
+        self, params: PyTree, consts: PyTree, inputs: PyTree, rolled: Rolled
     ) -> Env:
-        """All values of the steps, differentiable in `params`, `inputs` and at edges.
-
-        The states are held; no effect (a print) takes place a second time.
-        """
+        """All values of the steps; no effect (a print) takes place a second time."""
         env = self._bind(params, consts, inputs)
         hidden, other = map(self._all_together, (rolled.hidden, rolled.other))
         env.update(self._as_state(hidden, other, 2))
-        known = {}
         for v, x in zip(self.mixing, rolled.known, strict=True):
             depth = self.depth[v]
-            known[v] = Value(self._together(x) if depth == 2 else x, depth)
-        silent = [i for i, e in enumerate(self.graph.program.equations) if e.outputs]
-        return run(
-            self.graph.program,
-            env,
-            silent,
-            edge=edge,
-            recalled=known,
-            adjoints=adjoints,
-        )
+            env[v] = Value(self._together(x) if depth == 2 else x, depth)
+        equations = range(len(self.graph.program.equations))
+        left = [i for i in equations if not self._is_known(i, env)]
+        return run(self.graph.program, env, left)
 
-    def read(self, env: Env, edge=None) -> tuple[PyTree, tuple]:
-        """(outputs [k, batch, ...], (hidden, other) after the last step)."""
-        call, program = self.graph.call, self.graph.program
-        end = len(program.equations)
-        values = [env[v] for v in program.outputs]
-        if edge is not None:
-            values = [edge((end, j), x) for j, x in enumerate(values)]
-        leaves = [self._apart(x.spread(self.k, self.batch).array) for x in values]
+    def read(self, env: Env) -> list[Array]:
+        """What the program puts out, [k * batch, ...]: the leaves of the outputs, and
+        of the state after each step."""
+        outputs = self.graph.program.outputs
+        return [env[v].spread(self.k, self.batch).array for v in outputs]
+
+    def given_out(self, read: list[Array]) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+        """(outputs [k, batch, ...], (hidden, other) after the last step), from what is
+        `read`."""
+        call, leaves = self.graph.call, list(map(self._apart, read))
         cut = len(leaves) - len(call.carried.leaves)
         first = cut - len(self.graph.new)
         hidden = self.graph.coordinates.join(x[-1] for x in leaves[first:cut])

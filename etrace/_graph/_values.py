@@ -1,6 +1,8 @@
 """The values of some steps, as learning rules read them."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,8 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ._batched import Env, Value, aligned, mapped
+from ._derivative import Derivative
 from ._graph import Graph
-from ._program import Edge
+from ._program import Edge, Var
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,21 +27,25 @@ class StepValues:
     env: Env
     size: tuple[int, int]
 
+    @functools.cached_property
+    def derivative(self) -> Derivative:
+        """That of the step, at these values."""
+        return Derivative(self.graph.program, self.env, self.size)
+
     def apart(self, x: Array) -> Array:
         """Time and batch as two axes."""
         return x.reshape(*self.size, *x.shape[1:])
 
-    def new(self, leaves: Sequence[int], env: Env | None = None) -> list[Array]:
-        """Leaves of the new state."""
-        env = self.env if env is None else env
-        new = [env[self.graph.new[i]] for i in leaves]
-        return [v.spread(*self.size).array for v in new]
-
-    def exit_value(self, edge: Edge, env: Env | None = None) -> Array:
+    def exit_value(self, edge: Edge) -> Array:
         """The value that leaves through an exit, in the shape it is read in."""
         shape = self.graph.exits.open[edge].shape
-        value = (self.env if env is None else env)[self.graph.program.operand(edge)]
+        value = self.env[self.graph.program.operand(edge)]
         return value.widen(shape).spread(*self.size).array
+
+    def zeros(self, v: Var, shape: tuple[int, ...] | None = None) -> Array:
+        """No cotangent of a value, for every step and example."""
+        own = v.shape if shape is None else shape
+        return jnp.zeros((math.prod(self.size), *own), v.dtype)
 
     def local_input(self, s: int) -> Array:
         """x of site s, [k, batch, b, p, c]."""
