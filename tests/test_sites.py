@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from etrace._graph._primitives import Primitives
+from etrace._graph._operations import Operations
 from etrace._graph._program import trace_program
 from etrace._graph._sites import make_site
 
@@ -23,7 +23,7 @@ def form_of(op: Callable, data, weight, operand: int):
     program = trace_program(lambda x, w: [op(x, w)], [data, weight])
     names = [e.name for e in program.equations]
     i = max(i for i, e in enumerate(program.equations) if weight_of(program, e))
-    site = make_site(Primitives(program), (i, operand))
+    site = make_site(Operations(program), (i, operand))
     assert site is not None, names
     return site.form
 
@@ -150,7 +150,7 @@ def test_lookup(name: str):
     weight = normal(3, 4)
     program = trace_program(lambda i, w: [op(i, w)], [index, weight])
     (i,) = [i for i, e in enumerate(program.equations) if program.inputs[1] in e.inputs]
-    site = make_site(Primitives(program), (i, 0))
+    site = make_site(Operations(program), (i, 0))
     assert site is not None
     values = dict(program.constants) | dict(zip(program.inputs, (index, weight)))
     for e in program.equations[:i]:

@@ -10,6 +10,7 @@ from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
 from ._derivative import Arrived as Arrived, Way as Way
 from ._ends import ends_of as ends_of
 from ._graph import Graph as Graph, TraceSpec as TraceSpec
+from ._ir import Edge as Edge, Var as Var
 from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (
     LostCreditWarning as LostCreditWarning,
@@ -24,7 +25,6 @@ from ._options import (
     Recurrence as Recurrence,
 )
 from ._own import OwnPropagation as OwnPropagation
-from ._program import Edge as Edge, Var as Var
 from ._propagation import (
     LocalPropagation as LocalPropagation,
     Propagation as Propagation,

@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from .._model import BatchAxis
-from ._program import Edge, Program, Var
+from ._ir import Edge, Program, Var
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +93,9 @@ def run(
 
 def depth_of(program: Program, i: int, operands: Sequence[int]) -> int:
     """The depth of what an operation gives, from that of its operands."""
-    equation = program.equations[i]
-    if equation.name in _OVER_BATCH:
+    if program.equations[i].primitive.over_batch:
         return 0
     return max(operands, default=0) or int(program.over(i) is not None)
-
-
-# Equinox's checks (`eqx.error_if`) look at a whole batch at once.
-_OVER_BATCH = frozenset(["unvmap_any", "unvmap_all", "unvmap_max"])
 
 
 def _of_one_shape(shape: tuple[int, ...], operands: Sequence[Value]) -> bool:

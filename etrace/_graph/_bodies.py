@@ -15,9 +15,9 @@ import numpy as np
 
 from ._blocks import Blocks, first_labels
 from ._custom import inexact, pushforward
+from ._ir import Equation, Program, Var
 from ._jaxprs import Loop
-from ._kinds import Kind
-from ._program import Equation, Program, Var
+from ._primitive import Kind
 
 NONE, _SEVERAL = -1, -2
 
@@ -27,7 +27,7 @@ Numbers = dict[Var, np.ndarray]
 def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks | None:
     """The blocks of operand j of an equation with a body; None if all is one block.
 
-    `classify` makes `Primitives` of a program.
+    `classify` makes `Operations` of a program.
     """
     entered = _entered(equation, j)
     if entered is None:
@@ -166,35 +166,35 @@ def _around(
             return [np.broadcast_to(r, s) for r, s in zip(results, shapes)]
 
 
-def walked(primitives: Any, labels: Numbers) -> list[np.ndarray] | None:
+def walked(operations: Any, labels: Numbers) -> list[np.ndarray] | None:
     """The numbers of the outputs of a body; None if one has several."""
-    program: Program = primitives.program
+    program: Program = operations.program
     labels = dict(labels)
     for i, equation in enumerate(program.equations):
         operands = [labels.get(v) for v in equation.inputs]
-        kind = primitives.kinds[i]
+        kind = operations.kinds[i]
         if kind is Kind.STOP or all(o is None for o in operands):
             continue
         if kind is Kind.MOVEMENT:
-            found = primitives.moved(i, operands, NONE)
+            found = operations.moved(i, operands, NONE)
         elif kind is Kind.ELEMENTWISE:
             shape = equation.outputs[0].shape
             parts = [np.broadcast_to(o, shape) for o in operands if o is not None]
             found = [_joined(parts)] * len(equation.outputs)
         else:
-            found = _mixed(primitives, i, operands)
+            found = _mixed(operations, i, operands)
         labels.update((v, x) for v, x in zip(equation.outputs, found) if v.inexact)
     results = [labels.get(v, np.full(v.shape, NONE)) for v in program.outputs]
     return None if any((r == _SEVERAL).any() for r in results) else results
 
 
-def _mixed(primitives: Any, i: int, operands: list) -> list[np.ndarray]:
-    outputs = primitives.program.equations[i].outputs
+def _mixed(operations: Any, i: int, operands: list) -> list[np.ndarray]:
+    outputs = operations.program.equations[i].outputs
     found = [np.full(v.shape, NONE) for v in outputs]
     for j, numbers in enumerate(operands):
         if numbers is None:
             continue
-        blocks = primitives.blocks((i, j))
+        blocks = operations.blocks((i, j))
         if blocks is None:
             return [np.full(v.shape, _SEVERAL) for v in outputs]
         own = first_labels(numbers, blocks)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._program import Equation, Program, Var
-from ._sites import LinearForm, linear_form
+from ._forms import LinearForm, linear_form, of_form
+from ._ir import Equation, Program, Var
+from ._primitive import Primitive
 
 
 def join_chains(
@@ -64,7 +65,7 @@ def _join_one(
 
 def _weight_of(equation: Equation, weights: set[Var], data: set[Var]) -> int | None:
     """Which operand of a product is the weight, if one is and the other is data."""
-    if equation.name not in ("dot_general", "product"):
+    if not equation.primitive.multiplies:
         return None
     for j, v in enumerate(equation.inputs):
         if v in weights and equation.inputs[1 - j] in data:
@@ -102,9 +103,12 @@ def _joined(
     form = LinearForm(sizes, local_input, second.canonical, lambda w: w)
     source = outer.source
     return (
-        Equation("product of weights", weight, (a, b), (w,), {}, source),
-        Equation("product", product, (w, x), (z,), {"form": form}, source),
+        Equation(_OF_WEIGHTS, weight, (a, b), (w,), {}, source),
+        Equation(of_form(form), product, (w, x), (z,), {}, source),
     )
+
+
+_OF_WEIGHTS = Primitive("product of weights")
 
 
 def _order(first: LinearForm, second: LinearForm, u: Var, j: int) -> np.ndarray | None:

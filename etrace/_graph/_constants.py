@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ._graph import Graph
+from ._ir import Var
 from ._lookup import digest
-from ._program import Var
 
 
 @functools.lru_cache(maxsize=256)
@@ -27,7 +27,7 @@ def fixed(graph: Graph) -> Mapping[int, tuple[np.ndarray, bytes | None]]:
     used = {v for i in program.needed(wanted) for v in program.equations[i].inputs}
     used.update(wanted)
     consts = enumerate(graph.inputs["consts"])
-    found = {n: graph.primitives.known(v) for n, v in consts if v in used}
+    found = {n: graph.operations.known(v) for n, v in consts if v in used}
     return {n: (x, digest(x)) for n, x in found.items() if x is not None}
 
 
@@ -36,5 +36,5 @@ def _indices(graph: Graph) -> Iterator[Var]:
     for equation in graph.program.equations:
         if any(v.inexact for v in equation.inputs):
             for v in equation.inputs:
-                if not v.inexact and graph.primitives.known(v) is not None:
+                if not v.inexact and graph.operations.known(v) is not None:
                     yield v

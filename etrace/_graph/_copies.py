@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._kinds import Kind
-from ._primitives import Primitives
-from ._program import Edge, Equation, Program, Var, trace_program
-from ._sites import LinearForm, linear_form
+from ._forms import LinearForm, linear_form, of_form
+from ._ir import Edge, Equation, Program, Var
+from ._operations import Operations
+from ._primitive import Kind, Primitive
+from ._program import trace_program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,9 +79,9 @@ class Plan:
     data: Collection[Var]
 
 
-def copied(primitives: Primitives, plan: Plan) -> Program:
+def copied(operations: Operations, plan: Plan) -> Program:
     """The new program, without what nothing needs now."""
-    old, rewriting = primitives.program, _Rewriting(primitives, plan)
+    old, rewriting = operations.program, _Rewriting(operations, plan)
     for i in range(len(old.equations)):
         if i in plan.equations:
             rewriting.copy(i)
@@ -99,23 +100,23 @@ def copied(primitives: Primitives, plan: Plan) -> Program:
 class _Rewriting:
     """Rewrites a program, equation by equation."""
 
-    def __init__(self, primitives: Primitives, plan: Plan):
-        self.primitives = primitives
+    def __init__(self, operations: Operations, plan: Plan):
+        self.operations = operations
         self.plan = plan
         self.equations: list[Equation] = []
-        self.constants = dict(primitives.program.constants)
+        self.constants = dict(operations.program.constants)
         self.made: dict[tuple[Var, int], Var] = {}
 
     def keep(self, i: int) -> None:
         """An equation of the old program, which may read copies."""
-        equation = self.primitives.program.equations[i]
+        equation = self.operations.program.equations[i]
         inputs, arrived = list(equation.inputs), None
         for j, v in enumerate(equation.inputs):
             way = self.plan.ways.get((i, j))
             if way is not None and (v, way.family) in self.made:
                 copies = self.made[v, way.family]
                 inputs[j] = self._arranged(copies, way.places, equation.source)
-                if way.spread and self.primitives.kinds[i] is Kind.MOVEMENT:
+                if way.spread and self.operations.kinds[i] is Kind.MOVEMENT:
                     arrived = inputs[j]
         if arrived is not None:  # what is moved is there already
             (out,), source = equation.outputs, equation.source
@@ -126,7 +127,7 @@ class _Rewriting:
 
     def copy(self, i: int) -> None:
         """Copies of what an equation gives; whoever needs none reads the first."""
-        equation, kind = self.primitives.program.equations[i], self.primitives.kinds[i]
+        equation, kind = self.operations.program.equations[i], self.operations.kinds[i]
         for v in equation.outputs if kind is Kind.MOVEMENT else equation.outputs[:1]:
             for family in self.plan.copies[v]:
                 if kind is Kind.MIXING:
@@ -199,11 +200,11 @@ class _Rewriting:
     def _copy_moved(self, i: int, out: Var, family: int) -> None:
         """A movement of copies: where each number of a copied result is found among
         the operands, laid end to end, and their copies."""
-        equation = self.primitives.program.equations[i]
+        equation = self.operations.program.equations[i]
         n = equation.outputs.index(out)
         own = self.plan.copies[out][family]
         shape = (own.number, *out.shape)
-        source = np.broadcast_to(self.primitives.sources(i)[n], shape)
+        source = np.broadcast_to(self.operations.sources(i)[n], shape)
         to = own.destinations.reshape(shape)
         read, start, end = [], 0, 0
         places = np.zeros(shape, np.int64)
@@ -319,9 +320,7 @@ def product_of_copies(equation: Equation, j: int, n: int) -> Equation:
     copies = Var((n, *z.shape), z.dtype)
     many = LinearForm((b, n * p, o, c), local_input, canonical, form.weight)
     read = (equation.inputs[j], *(equation.inputs[k] for k in others))
-    return Equation(
-        "product", product, read, (copies,), {"form": many}, equation.source
-    )
+    return Equation(of_form(many), product, read, (copies,), {}, equation.source)
 
 
 def _movement(fun: Callable, read: Var, out: Var, source: str) -> Equation:
@@ -333,8 +332,8 @@ def _movement_of(
     fun: Callable, read: tuple[Var, ...], out: Var, source: str, places: np.ndarray
 ) -> Equation:
     call = lambda *operands: [fun(*operands)]  # noqa: E731
-    params = {"sources": (places,)}
-    return Equation("broadcast_in_dim", call, read, (out,), params, source)
+    primitive = Primitive("copies", Kind.MOVEMENT, sources=(places,))
+    return Equation(primitive, call, read, (out,), {}, source)
 
 
 def _live(program: Program) -> set[Equation]:

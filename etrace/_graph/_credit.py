@@ -13,8 +13,8 @@ import numpy as np
 
 from ._flows import propagate_backwards, pull
 from ._graph import Graph
+from ._ir import Edge, Var
 from ._partition import LABEL, UNSET, Labels
-from ._program import Edge, Var
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,7 +79,7 @@ def _leads_to_output(graph: Graph, edge: Edge, group: int) -> bool:
     if edge[0] == len(graph.program.equations):
         return graph.program.outputs[edge[1]].inexact
     label = graph.exits.open[edge]
-    flows = pull(graph.primitives, _to_outputs(graph), edge)
+    flows = pull(graph.operations, _to_outputs(graph), edge)
     if flows is None:
         return False
     flows = np.broadcast_to(flows, label.shape) != UNSET
@@ -94,7 +94,7 @@ def _to_outputs(graph: Graph) -> Labels:
 
 def _flowing_into(graph: Graph, values: Iterable[Var]) -> Labels:
     seeds = {v: np.zeros(v.shape, LABEL) for v in values if v.inexact}
-    return propagate_backwards(graph.primitives, seeds)
+    return propagate_backwards(graph.operations, seeds)
 
 
 def _needed_leaves(graph: Graph) -> set[int]:

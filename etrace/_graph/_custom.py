@@ -17,8 +17,10 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ._batched import no_tangent
-from ._jaxprs import CUSTOM, has_while, inner_jaxprs
-from ._program import Equation, Program, Var, trace_program
+from ._ir import Equation, Program, Var
+from ._jaxprs import has_while, inner_jaxprs
+from ._program import trace_program
+from .primitives import BROADCAST, CUSTOM_VJP
 
 
 @functools.lru_cache(maxsize=256)
@@ -81,14 +83,15 @@ def _by_value(program: Program) -> Program | None:
 def is_linear(equation: Equation) -> bool:
     """Whether the derivative of a function is linear in what comes back, as far as that
     is looked at: it is not if it clips or scales it."""
-    looked_at = equation.name in CUSTOM and not _is_solver(equation)
+    own = equation.primitive.has_own_derivative
+    looked_at = own and not _is_solver(equation)
     return not looked_at or pushforward(equation) is not None
 
 
 def is_assumed_linear(equation: Equation) -> bool:
     """Whether that is not looked at, and the user's word (JAX sees to it that
     derivatives forwards are)."""
-    return equation.name == "custom_vjp_call" and _is_solver(equation)
+    return equation.primitive is CUSTOM_VJP and _is_solver(equation)
 
 
 def _is_solver(equation: Equation) -> bool:
@@ -117,7 +120,7 @@ def _pushed(
         return [outputs[n] for n in results]
 
     own = [operands[j] for j in moving]
-    if equation.name != "custom_vjp_call":
+    if equation.primitive is not CUSTOM_VJP:
         _, found = jax.jvp(of_moving, own, list(tangents))
     else:
         # JAX goes backwards through it only. That way is linear, and is transposed.
@@ -155,9 +158,7 @@ def widened(equation: Equation) -> list[Equation]:
         wide = Var(shape, inputs[j].dtype)
         spread = lambda x: [jnp.broadcast_to(x, shape)]  # noqa: E731
         result.append(
-            Equation(
-                "broadcast_in_dim", spread, (inputs[j],), (wide,), {}, equation.source
-            )
+            Equation(BROADCAST, spread, (inputs[j],), (wide,), {}, equation.source)
         )
         inputs[j] = wide
     fun = _of_wide(equation, narrow)

@@ -7,16 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._kinds import Kind
-from ._primitives import NOTHING, Primitives
-from ._program import Edge, Equation, Var
-
-# Linear in each operand: what passes is what the operation makes of zeros and ones.
-_MULTILINEAR = frozenset(
-    "mul dot_general conv_general_dilated reduce_sum cumsum".split()
-)
-# Zero wherever their first operand is.
-_KEEPING = frozenset("neg convert_element_type copy copy_p real imag div".split())
+from ._ir import Edge, Equation, Var
+from ._operations import NOTHING, Operations
+from ._primitive import Kind, Zeros
 
 Flags = dict[Var, np.ndarray]
 
@@ -29,13 +22,13 @@ class Dependence:
 
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         at_values: Flags,
         at_edges: Mapping[Edge, np.ndarray],
         size: int,
         by_zeros: bool = True,
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.flags = dict(at_values)
         self.at_edges = at_edges
         self.size = size
@@ -43,8 +36,8 @@ class Dependence:
         self.present: Flags = {}
 
     def run(self) -> Flags:
-        for i, equation in enumerate(self.primitives.program.equations):
-            kind = self.primitives.kinds[i]
+        for i, equation in enumerate(self.operations.program.equations):
+            kind = self.operations.kinds[i]
             operands = [self._read((i, j), v) for j, v in enumerate(equation.inputs)]
             present = []
             if self.by_zeros:
@@ -66,7 +59,8 @@ class Dependence:
         return flags | more
 
     def _through(self, equation, i, kind, operands, present) -> list[np.ndarray]:
-        if self.by_zeros and equation.name in _MULTILINEAR:
+        if self.by_zeros and equation.primitive.zeros is Zeros.PRODUCT:
+            # Linear in each operand: what passes is what it makes of zeros and ones.
             parts = []
             for j, flags in enumerate(operands):
                 if flags is not None:
@@ -90,7 +84,7 @@ class Dependence:
             )
             return [
                 np.where(source[..., None] == NOTHING, False, flat[source])
-                for source in self.primitives.sources(i)
+                for source in self.operations.sources(i)
             ]
         found = [np.zeros((*v.shape, self.size), bool) for v in equation.outputs]
         for j, o in enumerate(operands):
@@ -102,10 +96,10 @@ class Dependence:
 
     def _mixed(self, i: int, j: int, rows: np.ndarray) -> list[np.ndarray]:
         """What an operand, in rows, reaches through a mixing operation."""
-        blocks = self.primitives.blocks((i, j))
+        blocks = self.operations.blocks((i, j))
         if blocks is None:
             outputs, every = (
-                self.primitives.program.equations[i].outputs,
+                self.operations.program.equations[i].outputs,
                 rows.any(axis=0),
             )
             return [np.broadcast_to(every, (*v.shape, self.size)) for v in outputs]
@@ -118,24 +112,24 @@ class Dependence:
     def _present(self, var: Var) -> np.ndarray:
         """Where a value may be anything but zero."""
         if var not in self.present:
-            known = self.primitives.known(var)
+            known = self.operations.known(var)
             here = np.ones(var.shape, bool) if known is None else known != 0
             self.present[var] = np.asarray(here)
         return self.present[var]
 
     def _mark(self, equation: Equation, i: int, present: list[np.ndarray]) -> None:
-        (out, *others), name = equation.outputs, equation.name
-        if all(x.all() for x in present) or self.primitives.known(out) is not None:
+        (out, *others), zeros = equation.outputs, equation.primitive.zeros
+        if all(x.all() for x in present) or self.operations.known(out) is not None:
             return
-        if name in _MULTILINEAR:
+        if zeros is Zeros.PRODUCT:
             self.present[out] = _applied(equation, present, None)
-        elif name in ("add", "add_any", "sub", "max", "min"):
+        elif zeros is Zeros.ALL:
             self.present[out] = np.broadcast_to(present[0] | present[1], out.shape)
-        elif name in _KEEPING:
+        elif zeros is Zeros.FIRST:
             self.present[out] = np.broadcast_to(present[0], out.shape)
-        elif self.primitives.kinds[i] is Kind.MOVEMENT:
+        elif self.operations.kinds[i] is Kind.MOVEMENT:
             flat = np.concatenate([x.reshape(-1) for x in present])
-            for v, source in zip((out, *others), self.primitives.sources(i)):
+            for v, source in zip((out, *others), self.operations.sources(i)):
                 self.present[v] = (source == NOTHING) | flat[source]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._batched import Env, Value, aligned, operation
-from ._program import Edge, Program, Var
+from ._ir import Edge, Program, Var
 
 Cotangents = Mapping[Var, Array]
 Shape = tuple[int, ...]

@@ -27,9 +27,11 @@ from jaxtyping import Array
 from ._batched import no_tangent
 from ._bodies import find_body_blocks
 from ._custom import inexact, is_narrow, widened
+from ._ir import Equation, Program, Var
 from ._jaxprs import has_while
-from ._primitives import Primitives, is_by_element
-from ._program import Equation, Program, Var
+from ._operations import Operations, is_by_element
+from ._primitive import Rewritten
+from .primitives import MAXIMUM
 
 
 def with_derivatives(program: Program) -> Program:
@@ -37,8 +39,9 @@ def with_derivatives(program: Program) -> Program:
     equations: list[Equation] = []
     read = {*program.outputs, *(v for e in program.equations for v in e.inputs)}
     for e in (part for e in program.equations for part in _parts(e, read)):
-        if e.name in _OWN:
-            equations.append(dataclasses.replace(e, fun=_OWN[e.name](e)))
+        if e.primitive.rewritten is not None:
+            fun = _REWRITTEN[e.primitive.rewritten](e)
+            equations.append(dataclasses.replace(e, fun=fun))
         elif is_narrow(e) and is_by_element(e):
             equations += widened(e)
         else:
@@ -112,7 +115,7 @@ def _alone(equation: Equation, j: int) -> bool:
         v.shape != shape for v in equation.outputs if v.inexact
     ):
         return False
-    blocks = find_body_blocks(equation, j, Primitives)
+    blocks = find_body_blocks(equation, j, Operations)
     own = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
     return blocks is not None and all(
         np.array_equal(blocks.operand, own) and ((r == own) | (r == own.size)).all()
@@ -126,7 +129,7 @@ def _extremum(equation: Equation) -> Callable[..., Sequence[Array]]:
     if not equation.inputs[0].inexact:
         return equation.fun
     fun, axes = jax.custom_jvp(equation.fun), tuple(equation.params["axes"])
-    search = jnp.argmax if equation.name == "reduce_max" else jnp.argmin
+    search = jnp.argmax if equation.primitive is MAXIMUM else jnp.argmin
 
     def rule(primals: Sequence[Any], tangents: Sequence[Any]):
         (x,), (tangent,) = primals, tangents
@@ -175,9 +178,8 @@ def _one_by_one(fun: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[A
     return alone
 
 
-_OWN: dict[str, Callable[[Equation], Callable[..., Sequence[Array]]]] = {
-    "cond": _branches,
-    "reduce_max": _extremum,
-    "reduce_min": _extremum,
-    "while": _with_transpose,
+_REWRITTEN: dict[Rewritten, Callable[[Equation], Callable[..., Sequence[Array]]]] = {
+    Rewritten.BRANCHES: _branches,
+    Rewritten.EXTREMUM: _extremum,
+    Rewritten.FORWARDS: _with_transpose,
 }

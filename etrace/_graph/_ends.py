@@ -1,11 +1,8 @@
 """Where derivatives end: comparisons, integers, rounding, `stop_gradient`."""
 
 from ._graph import Graph
-from ._program import Equation, Program, Var
+from ._ir import Equation, Program, Var
 from ._where import short
-
-# Their results are floating-point numbers, with a derivative of zero.
-_FLAT = frozenset({"stop_gradient", "round", "floor", "ceil", "sign"})
 
 
 def ends_of(graph: Graph, parameter: int) -> tuple[str, ...]:
@@ -33,7 +30,7 @@ def _walk(program: Program, moving: set[Var]) -> list[Equation]:
     for e in program.equations:
         if not any(v in moving for v in e.inputs):
             continue
-        if e.name in _FLAT:
+        if e.primitive.flat:
             found.append(e)
             continue
         moving.update(v for v in e.outputs if v.inexact)

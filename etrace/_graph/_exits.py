@@ -14,11 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ._flows import in_blocks
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import UNSET, Labels
 from ._positions import Positions
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Exits:
 
 
 def find_exits(
-    primitives: Primitives,
+    operations: Operations,
     positions: Positions,
     entering: Mapping[Edge | Var, object],
     converging: Mapping[Edge, np.ndarray],
@@ -47,22 +47,22 @@ def find_exits(
     operations are `converging`.
     """
     labels = dict(positions.forward)
-    walk = _Walk(primitives, positions, converging, labels)
+    walk = _Walk(operations, positions, converging, labels)
     closed = walk.leaving()[1]
     labels = walk.with_sites(entering)
-    walk = _Walk(primitives, positions, converging, labels)
+    walk = _Walk(operations, positions, converging, labels)
     return Exits(walk.leaving()[0], closed)
 
 
 class _Walk:
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         positions: Positions,
         converging: Mapping[Edge, np.ndarray],
         labels: Labels,
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.positions = positions
         self.converging = converging
         self.labels = labels
@@ -70,8 +70,8 @@ class _Walk:
     def with_sites(self, entering: Mapping) -> Labels:
         """Labels of everything that belongs to a position."""
         labels = dict(self.positions.forward)
-        for i, equation in enumerate(self.primitives.program.equations):
-            kind = self.primitives.kinds[i]
+        for i, equation in enumerate(self.operations.program.equations):
+            kind = self.operations.kinds[i]
             for v in equation.outputs:
                 if v in entering:
                     labels[v] = entering[v]
@@ -84,7 +84,7 @@ class _Walk:
             if kind is Kind.MIXING:
                 found = self._mixed(i, operands)
             elif kind is Kind.MOVEMENT:
-                found = self.primitives.moved(i, operands, UNSET)
+                found = self.operations.moved(i, operands, UNSET)
             else:
                 found = self._combined(i, [o for o in operands if o is not None])
             for v, label in zip(equation.outputs, found):
@@ -97,14 +97,14 @@ class _Walk:
     def _operand(self, labels: Labels, entering: Mapping, edge: Edge):
         if edge in entering:
             return entering[edge]
-        label = labels.get(self.primitives.program.operand(edge))
+        label = labels.get(self.operations.program.operand(edge))
         if label is None or edge not in self.positions.cuts:
             return label
         cut = self.positions.cuts[edge]
         return np.where(cut, UNSET, np.broadcast_to(label, cut.shape))
 
     def _combined(self, i: int, operands: list) -> list[np.ndarray]:
-        outputs = self.primitives.program.equations[i].outputs
+        outputs = self.operations.program.equations[i].outputs
         shape = outputs[0].shape
         parts = [np.broadcast_to(operand, shape) for operand in operands]
         return [self._flowing(outputs[0], parts)] * len(outputs)
@@ -121,10 +121,10 @@ class _Walk:
 
     def _mixed(self, i: int, operands: list) -> list[np.ndarray]:
         """What a mixing operation leaves apart."""
-        outputs = self.primitives.program.equations[i].outputs
+        outputs = self.operations.program.equations[i].outputs
         found = [np.full(v.shape, UNSET) for v in outputs]
         for j, label in enumerate(operands):
-            blocks = self.primitives.blocks((i, j))
+            blocks = self.operations.blocks((i, j))
             if label is not None and blocks is not None:
                 passing = np.where(self._passes((i, j), label), label, UNSET)
                 own = in_blocks(passing, blocks)
@@ -141,7 +141,7 @@ class _Walk:
 
     def _at_mixing(self, edge: Edge) -> np.ndarray:
         """The labels of what is mixed with other positions."""
-        var = self.primitives.program.operand(edge)
+        var = self.operations.program.operand(edge)
         label = self.labels[var]
         if edge not in self.positions.inner and var in self.positions.forward:
             own = self.positions.forward[var]
@@ -152,9 +152,9 @@ class _Walk:
     def leaving(self) -> tuple[dict[Edge, np.ndarray], dict[Edge, np.ndarray]]:
         """(exits, closed edges) of the labelled values."""
         exits, closed = {}, {}
-        program, cuts = self.primitives.program, self.positions.cuts
+        program, cuts = self.operations.program, self.positions.cuts
         for i, equation in enumerate(program.equations):
-            mixing = self.primitives.kinds[i] is Kind.MIXING
+            mixing = self.operations.kinds[i] is Kind.MIXING
             for j, v in enumerate(equation.inputs):
                 label = self.labels.get(v)
                 if label is None or not (mixing or (i, j) in cuts):
@@ -188,7 +188,7 @@ class _Walk:
                 if v in backward:
                     result |= own & (backward[v] != UNSET)
         if edge in self.positions.returning:
-            old = self.positions.forward[self.primitives.program.operand(edge)] >= 0
+            old = self.positions.forward[self.operations.program.operand(edge)] >= 0
             result = np.where(old, self.positions.returning[edge], result)
         return result
 

@@ -27,12 +27,12 @@ import numpy as np
 
 from ._copies import Copies, Plan, Way, copied
 from ._flows import BLOCKED, MIXED, pull
-from ._kinds import Kind
+from ._forms import linear_form
+from ._ir import Edge, Equation, Program, Var
+from ._operations import NOTHING, Operations
 from ._partition import LABEL, UNSET
 from ._positions import Positions
-from ._primitives import NOTHING, Primitives
-from ._program import Edge, Equation, Program, Var
-from ._sites import linear_form
+from ._primitive import Kind
 
 # A weight keeps its trace whole up to this many numbers, for one example and one number
 # of the state a position.
@@ -40,7 +40,7 @@ MAX_TRACE = 2**24
 
 
 def fan_out(
-    primitives: Primitives,
+    operations: Operations,
     positions: Positions,
     params: Iterable[Var],
     data: Iterable[Var],
@@ -50,7 +50,7 @@ def fan_out(
     None if nothing with a weight in it does, or every such weight is too large. What
     positions meet in stays one value, as it belongs to none of them.
     """
-    chain = _Chain(primitives, positions, params, data)
+    chain = _Chain(operations, positions, params, data)
     if not chain.equations:
         return None
     ends = _Ends(chain)
@@ -59,7 +59,7 @@ def fan_out(
     if not kept:
         return None
     ways = {edge: way for edge, way in ends.ways(copies).items() if way is not None}
-    return copied(primitives, Plan(kept, copies, ways, chain.data))
+    return copied(operations, Plan(kept, copies, ways, chain.data))
 
 
 class _Chain:
@@ -70,15 +70,15 @@ class _Chain:
 
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         positions: Positions,
         params: Iterable[Var],
         data: Iterable[Var],
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.positions = positions
-        self.data = primitives.program.reached_from(data)
-        self.weights = primitives.program.reached_from(params) - self.data
+        self.data = operations.program.reached_from(data)
+        self.weights = operations.program.reached_from(params) - self.data
         self.parting = {
             v for f in positions.flow for v, own in f.items() if (own == MIXED).any()
         }
@@ -89,8 +89,8 @@ class _Chain:
 
     def _find(self, cut: Collection[int]) -> None:
         behind, found = set(), []
-        for i, e in enumerate(self.primitives.program.equations):
-            inner = self.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+        for i, e in enumerate(self.operations.program.equations):
+            inner = self.operations.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
             if i in cut or (inner and not behind.isdisjoint(e.inputs)):
                 behind.update(e.outputs)
             elif self._belongs(i, self.made):
@@ -99,13 +99,13 @@ class _Chain:
         self.equations = tuple(found)
 
     def _belongs(self, i: int, made: Collection[Var]) -> bool:
-        e, kind = self.primitives.program.equations[i], self.primitives.kinds[i]
+        e, kind = self.operations.program.equations[i], self.operations.kinds[i]
         if self.parting.isdisjoint(e.outputs) or self.data.isdisjoint(e.outputs):
             return False
         if kind is Kind.MIXING:
             return self.trace(e) is not None
         if kind is Kind.MOVEMENT and any(
-            (s == NOTHING).any() for s in self.primitives.sources(i)
+            (s == NOTHING).any() for s in self.operations.sources(i)
         ):
             return False
         meets = any(u in self.weights and u.inexact for u in e.inputs)
@@ -127,11 +127,11 @@ class _Chain:
         kept: set[int] = set()
         made: set[Var] = set()
         for i in self.equations:
-            e = self.primitives.program.equations[i]
+            e = self.operations.program.equations[i]
             number = max(
                 sum(c.number for c in copies.get(v, {}).values()) for v in e.outputs
             )
-            numbers = self.trace(e) if self.primitives.kinds[i] is Kind.MIXING else 0
+            numbers = self.trace(e) if self.operations.kinds[i] is Kind.MIXING else 0
             if number * (numbers or 0) > MAX_TRACE or number < 2:
                 continue
             if self._belongs(i, made):
@@ -165,7 +165,7 @@ class _Ends:
         self.chain = chain
         self.ends: dict[Edge, _End] = {}
         inside = set(chain.equations)
-        for i, e in enumerate(chain.primitives.program.equations):
+        for i, e in enumerate(chain.operations.program.equations):
             for j, v in enumerate(e.inputs):
                 if v in chain.made and i not in inside:
                     end = _end(chain, (i, j))
@@ -212,7 +212,7 @@ class _Ends:
         self, edge: Edge, copies: Mapping[Var, Mapping[int, Copies]]
     ) -> Way | None:
         numbers, end = self.numbers[edge], self.ends[edge]
-        v = self.chain.primitives.program.operand(edge)
+        v = self.chain.operations.program.operand(edge)
         if (numbers < 0).all():
             return None
         family = int(self.family[numbers[numbers >= 0][0]])
@@ -223,13 +223,13 @@ class _Ends:
 
 
 def _end(chain: _Chain, edge: Edge) -> _End:
-    primitives, positions = chain.primitives, chain.positions
+    operations, positions = chain.operations, chain.positions
     i, _ = edge
-    equation, v = primitives.program.equations[i], primitives.program.operand(edge)
-    pulled = [pull(primitives, f, edge, own=positions.own) for f in positions.flow]
+    equation, v = operations.program.equations[i], operations.program.operand(edge)
+    pulled = [pull(operations, f, edge, own=positions.own) for f in positions.flow]
     nowhere = np.full(v.shape, UNSET, LABEL)
     labels = np.stack([nowhere if p is None else p for p in pulled])
-    spread = _spread(primitives, edge) if (labels == MIXED).any() else None
+    spread = _spread(operations, edge) if (labels == MIXED).any() else None
     if spread is None:
         return _End(np.arange(v.size).reshape(v.shape), labels, spread=False)
     (out,) = equation.outputs
@@ -238,19 +238,19 @@ def _end(chain: _Chain, edge: Edge) -> _End:
     return _End(spread, labels, spread=True)
 
 
-def _spread(primitives: Primitives, edge: Edge) -> np.ndarray | None:
+def _spread(operations: Operations, edge: Edge) -> np.ndarray | None:
     """Which element of an operand each number of the result comes from, if all do."""
     i, j = edge
-    equation, v = primitives.program.equations[i], primitives.program.operand(edge)
+    equation, v = operations.program.equations[i], operations.program.operand(edge)
     if len(equation.outputs) != 1:
         return None
-    if primitives.kinds[i] is Kind.ELEMENTWISE:
+    if operations.kinds[i] is Kind.ELEMENTWISE:
         elements = np.arange(v.size).reshape(v.shape)
         return np.broadcast_to(elements, equation.outputs[0].shape)
-    if primitives.kinds[i] is not Kind.MOVEMENT:
+    if operations.kinds[i] is not Kind.MOVEMENT:
         return None
     start = sum(u.size for u in equation.inputs[:j])
-    elements = np.asarray(primitives.sources(i)[0] - start)
+    elements = np.asarray(operations.sources(i)[0] - start)
     return elements if ((elements >= 0) & (elements < v.size)).all() else None
 
 
@@ -269,7 +269,7 @@ class _Backwards:
         self.found: dict[Var, list[np.ndarray]] = {}
         self.stuck: dict[Var, np.ndarray] = {}
         for edge, end in ends.ends.items():
-            v, numbers = chain.primitives.program.operand(edge), ends.numbers[edge]
+            v, numbers = chain.operations.program.operand(edge), ends.numbers[edge]
             mixed = (end.labels == MIXED).any(axis=0)
             self._add(v, end.elements, numbers, numbers >= 0, mixed)
         self.copies: dict[Var, Mapping[int, Copies]] = {}
@@ -291,8 +291,8 @@ class _Backwards:
             own[elements[stuck]] = True
 
     def _equation(self, i: int) -> None:
-        primitives = self.chain.primitives
-        e, kind = primitives.program.equations[i], primitives.kinds[i]
+        operations = self.chain.operations
+        e, kind = operations.program.equations[i], operations.kinds[i]
         keys = {v: self._keys(v) for v in e.outputs}
         if kind is Kind.ELEMENTWISE:  # all results of one element are copied alike
             together = np.unique(np.concatenate(list(keys.values())))
@@ -320,10 +320,10 @@ class _Backwards:
 
     def _source(self, i: int, n: int, u: Var, start: int) -> np.ndarray:
         """The element of an operand at each of result n; any other number if none."""
-        primitives = self.chain.primitives
-        if primitives.kinds[i] is Kind.MOVEMENT:
-            return primitives.sources(i)[n].reshape(-1) - start
-        shape = primitives.program.equations[i].outputs[n].shape
+        operations = self.chain.operations
+        if operations.kinds[i] is Kind.MOVEMENT:
+            return operations.sources(i)[n].reshape(-1) - start
+        shape = operations.program.equations[i].outputs[n].shape
         return np.broadcast_to(np.arange(u.size).reshape(u.shape), shape).reshape(-1)
 
     def _keys(self, v: Var) -> np.ndarray:

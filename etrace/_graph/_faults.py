@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from ._flows import BLOCKED, pull
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import Labels
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 
 
 def mixing_behind(
-    primitives: Primitives,
+    operations: Operations,
     start: Collection[Var],
     flow: Labels,
     own: Mapping[Edge, np.ndarray],
@@ -23,15 +23,15 @@ def mixing_behind(
     own recurrence, which is left out by definition.
     """
     reached, found = set(start), []
-    for i, e in enumerate(primitives.program.equations):
+    for i, e in enumerate(operations.program.equations):
         if reached.isdisjoint(e.inputs):
             continue
-        if primitives.kinds[i] is not Kind.MIXING:
+        if operations.kinds[i] is not Kind.MIXING:
             reached.update(e.outputs)
             continue
         for j, v in enumerate(e.inputs):
             if v in reached:
-                label = pull(primitives, flow, (i, j), own=own)
+                label = pull(operations, flow, (i, j), own=own)
                 if label is not None and (label == BLOCKED).any():
                     found.append(i)
                     break

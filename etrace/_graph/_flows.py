@@ -10,17 +10,17 @@ from types import MappingProxyType
 import numpy as np
 
 from ._blocks import Blocks
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import LABEL, UNSET, Labels
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 
 MIXED = -2  # flows into several positions
 BLOCKED = -3  # flows into the state through a mixing operation
 
 
 def propagate_backwards(
-    primitives: Primitives,
+    operations: Operations,
     seeds: Labels,
     *,
     through_mixing: int = BLOCKED,
@@ -35,18 +35,18 @@ def propagate_backwards(
     labels: Labels = {}
     for var, label in seeds.items():
         _join(labels, var, label)
-    equations = primitives.program.equations
+    equations = operations.program.equations
     for i in reversed(range(len(equations))):
         if any(v in labels for v in equations[i].outputs):
             for j, v in enumerate(equations[i].inputs):
-                label = pull(primitives, labels, (i, j), through_mixing, own)
+                label = pull(operations, labels, (i, j), through_mixing, own)
                 if label is not None:
                     _join(labels, v, label)
     return labels
 
 
 def pull(
-    primitives: Primitives,
+    operations: Operations,
     labels: Labels,
     edge: Edge,
     through_mixing: int = BLOCKED,
@@ -54,15 +54,15 @@ def pull(
 ) -> np.ndarray | None:
     """Labels of one operand, from those of its equation's outputs."""
     i, j = edge
-    equation = primitives.program.equations[i]
-    operand, kind = equation.inputs[j], primitives.kinds[i]
+    equation = operations.program.equations[i]
+    operand, kind = equation.inputs[j], operations.kinds[i]
     outputs = [labels.get(v) for v in equation.outputs]
     if not operand.inexact or kind is Kind.STOP or all(o is None for o in outputs):
         return None
     if kind is Kind.MIXING:
         if all(o is None or (o == UNSET).all() for o in outputs):
             return None
-        label = _pull_mixed(primitives, edge, outputs, through_mixing)
+        label = _pull_mixed(operations, edge, outputs, through_mixing)
         stops = own.get(edge)
         if stops is None:
             return label
@@ -80,7 +80,7 @@ def pull(
         )
     start = sum(v.size for v in equation.inputs[:j])
     parts = []
-    for output, source in zip(outputs, primitives.sources(i)):
+    for output, source in zip(outputs, operations.sources(i)):
         if output is not None:
             inside = (source >= start) & (source < start + operand.size)
             part = _scatter(output[inside], source[inside] - start, operand.size)
@@ -89,10 +89,10 @@ def pull(
 
 
 def _pull_mixed(
-    primitives: Primitives, edge: Edge, outputs: Sequence, through_mixing: int
+    operations: Operations, edge: Edge, outputs: Sequence, through_mixing: int
 ) -> np.ndarray:
     """Of a mixing operation: the position of a block that flows into one alone."""
-    operand, blocks = primitives.program.operand(edge), primitives.blocks(edge)
+    operand, blocks = operations.program.operand(edge), operations.blocks(edge)
     if blocks is None:
         return np.full(operand.shape, through_mixing, LABEL)
     own = _joined(
@@ -112,17 +112,17 @@ def in_blocks(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
 
 
 def converging(
-    primitives: Primitives, flow: Sequence[Labels]
+    operations: Operations, flow: Sequence[Labels]
 ) -> dict[Edge, np.ndarray]:
     """The mixing operations that lead what they read to one position, element by
     element: by edge, the elements they lead to none or to several."""
     result = {}
-    for i, equation in enumerate(primitives.program.equations):
-        if primitives.kinds[i] is not Kind.MIXING:
+    for i, equation in enumerate(operations.program.equations):
+        if operations.kinds[i] is not Kind.MIXING:
             continue
         found = {}
         for j, v in enumerate(equation.inputs):
-            labels = [pull(primitives, f, (i, j)) for f in flow]
+            labels = [pull(operations, f, (i, j)) for f in flow]
             shut = np.ones(v.shape, bool)
             for label in labels:
                 shut = shut if label is None else np.where(label >= 0, False, shut)

@@ -23,17 +23,20 @@ from ._derivatives import with_derivatives
 from ._exits import Exits, find_exits
 from ._fan_out import fan_out
 from ._flows import converging
+from ._forms import linear_form
 from ._initial import find_initial, step_from_initial
 from ._inner import Place, find_inside
+from ._ir import Edge, Program, Var
 from ._meetings import Meetings, Occurrence
 from ._memory import Memory, TraceSpec, with_uses
+from ._operations import Operations, of_body
 from ._options import GraphOptions
 from ._positions import Positions, find_positions
-from ._primitives import Primitives, of_body
-from ._program import Edge, Program, Var, trace_program
+from ._program import trace_program
 from ._recurrence import Diagonal, check_single, find_diagonals
 from ._shortcuts import with_shortcuts
-from ._sites import Site, linear_form
+from ._sites import Site
+from .primitives import WRAP_KEY
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Graph:
     coordinates: Coordinates
     outputs: Spec  # of the model's outputs
     program: Program
-    primitives: Primitives
+    operations: Operations
     positions: Positions
     converging: Mapping[Edge, np.ndarray]
     exits: Exits
@@ -69,7 +72,7 @@ class Graph:
     @property
     def constants(self) -> tuple[np.ndarray | None, ...]:
         """The values of the model's constant arrays, where they are known."""
-        return tuple(map(self.primitives.known, self.inputs["consts"]))
+        return tuple(map(self.operations.known, self.inputs["consts"]))
 
     def trace_shape(self, t: int) -> tuple[int, ...]:
         """[components, b, p, o, c] of one trace, for one example."""
@@ -111,7 +114,7 @@ class Graph:
     def raw_keys(self) -> tuple[int, ...]:
         """The other leaves that the step reads as keys, of `jax.random.PRNGKey`."""
         equations = self.program.equations
-        read = {v for e in equations if e.name == "random_wrap" for v in e.inputs}
+        read = {v for e in equations if e.primitive is WRAP_KEY for v in e.inputs}
         return tuple(n for n, v in enumerate(self.inputs["other"]) if v in read)
 
     @functools.cached_property
@@ -242,24 +245,24 @@ def _analysed(
 ) -> Graph:
     call.check()
     call = dataclasses.replace(call, initial=find_initial(call, constants))
-    coordinates, primitives, positions, too_large = _positions(call, constants, options)
-    program = primitives.program
+    coordinates, operations, positions, too_large = _positions(call, constants, options)
+    program = operations.program
     arguments = _arguments(program, call, coordinates)
     old, new = arguments["hidden"], _new(program, call, coordinates)
     first = arguments["other"][-1] if call.initial.hidden else None
-    meetings = Meetings(primitives, positions, new, options.mixing_tails, first)
+    meetings = Meetings(operations, positions, new, options.mixing_tails, first)
     meetings.run(arguments)
-    open_tails = converging(primitives, meetings.flow)
-    open_tails |= positions.own_products(primitives)
-    exits = find_exits(primitives, positions, meetings.entering, open_tails)
+    open_tails = converging(operations, meetings.flow)
+    open_tails |= positions.own_products(operations)
+    exits = find_exits(operations, positions, meetings.entering, open_tails)
     diagonals: Mapping[int, Diagonal] | None = {}
     if options.recurrence == "diagonal":
         moving = program.reached_from(old)
-        diagonals = find_diagonals(primitives, positions, exits, moving)
+        diagonals = find_diagonals(operations, positions, exits, moving)
     if isinstance(options.recurrence, float):
         check_single(positions, coordinates.names())
     memory = Memory(
-        primitives, positions, open_tails, exits, old, new, options, diagonals
+        operations, positions, open_tails, exits, old, new, options, diagonals
     )
     traces = tuple(memory.trace(meetings.sites, *found) for found in meetings.found)
     outputs, _, _ = jax.eval_shape(call.step, *(s.tree() for s in call.specs))
@@ -268,7 +271,7 @@ def _analysed(
         coordinates,
         Spec.of(outputs),
         program,
-        primitives,
+        operations,
         positions,
         open_tails,
         exits,
@@ -287,7 +290,7 @@ def _analysed(
 
 def _positions(
     call: Call, constants: tuple[np.ndarray | None, ...], options: GraphOptions
-) -> tuple[Coordinates, Primitives, Positions, Mapping[Place, int]]:
+) -> tuple[Coordinates, Operations, Positions, Mapping[Place, int]]:
     """The step in coordinates where positions hold what belongs together, and where
     no weight's product parts to several; and where they would hold too much."""
     coordinates = Coordinates.whole(call.hidden)
@@ -296,12 +299,12 @@ def _positions(
         program = program or _trace(call, coordinates, options.position_size)
         arguments = _arguments(program, call, coordinates)
         pairs = zip(arguments["consts"], constants, strict=True)
-        primitives = Primitives(program, {v: c for v, c in pairs if c is not None})
+        operations = Operations(program, {v: c for v, c in pairs if c is not None})
         old, new = arguments["hidden"], _new(program, call, coordinates)
         params, data = arguments["params"], _data(program, arguments)
-        positions = find_positions(primitives, old, new, params, data)
+        positions = find_positions(operations, old, new, params, data)
         sizes = coordinates.numbers(), options.position_size
-        inside = find_inside(primitives, positions, old, new, *sizes)
+        inside = find_inside(operations, positions, old, new, *sizes)
         if inside.axes:
             coordinates, program = coordinates.with_inner(inside.axes), None
             continue
@@ -313,10 +316,10 @@ def _positions(
             continue
         if options.follows_all:  # what follows every path needs no copies
             break
-        program = fan_out(primitives, positions, params, data)
+        program = fan_out(operations, positions, params, data)
         if program is None:
             break
-    return coordinates, primitives, positions, inside.too_large
+    return coordinates, operations, positions, inside.too_large
 
 
 def _data(

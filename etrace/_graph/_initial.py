@@ -21,7 +21,8 @@ from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
 from .._model import Call, Initial
-from ._program import Program, trace_program
+from ._ir import Program
+from ._program import trace_program
 
 
 def find_initial(call: Call, constants: Sequence[np.ndarray | None]) -> Initial:

@@ -20,11 +20,11 @@ import numpy as np
 
 from ._blocks import first_labels
 from ._flows import propagate_backwards
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import LABEL, UNSET, Labels, joined
 from ._positions import Positions
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 
 Pairs = tuple[np.ndarray, np.ndarray]
 Place = Edge | int  # an operand, or a new leaf
@@ -46,7 +46,7 @@ class Inside:
 
 
 def find_inside(
-    primitives: Primitives,
+    operations: Operations,
     positions: Positions,
     old: Sequence[Var],
     new: Sequence[Var],
@@ -58,7 +58,7 @@ def find_inside(
     axes: dict[int, set[int]] = {}
     ranks: dict[int, np.ndarray] = {}
     too_large: dict[Place, int] = {}
-    for place, pairs, mixed in _meetings(primitives, positions, new):
+    for place, pairs, mixed in _meetings(operations, positions, new):
         along, among = _inside(pairs, positions, old, mixed)
         sizes = [numbers[n] * _product(old[n].shape, own) for n, own in along.items()]
         sizes += [numbers[n] * int(own.max() + 1) for n, own in among.items()]
@@ -79,16 +79,16 @@ def find_inside(
 
 
 def _meetings(
-    primitives: Primitives, positions: Positions, new: Sequence[Var]
+    operations: Operations, positions: Positions, new: Sequence[Var]
 ) -> Iterator[tuple[Place, Pairs, bool]]:
     """Positions that meet where the state acts on itself, one place after the other,
     and whether they do so in a mixing operation."""
-    equations = primitives.program.equations
+    equations = operations.program.equations
     for i, equation in enumerate(equations):
-        if primitives.kinds[i] is Kind.MIXING:
+        if operations.kinds[i] is Kind.MIXING:
             for j, v in enumerate(equation.inputs):
                 if v in positions.forward and (i, j) not in positions.inner:
-                    for pairs in _in_blocks(primitives, positions, new, i, j):
+                    for pairs in _in_blocks(operations, positions, new, i, j):
                         yield (i, j), pairs, True
     for (i, j), cut in positions.cuts.items():
         label = positions.forward[equations[i].inputs[j]]
@@ -107,17 +107,17 @@ def _meetings(
 
 
 def _in_blocks(
-    primitives: Primitives, positions: Positions, new: Sequence[Var], i: int, j: int
+    operations: Operations, positions: Positions, new: Sequence[Var], i: int, j: int
 ) -> Iterator[Pairs]:
     """Of a mixing operation: what meets in each block, and where the block flows."""
-    equation = primitives.program.equations[i]
-    blocks = primitives.blocks((i, j))
+    equation = operations.program.equations[i]
+    blocks = operations.blocks((i, j))
     if blocks is None or blocks.count == 1:
         return
     label = positions.forward[equation.inputs[j]]
     first = first_labels(label, blocks)
     meeting = blocks.to_operand(first), label
-    together = functools.partial(_if_one, primitives, positions, new, meeting)
+    together = functools.partial(_if_one, operations, positions, new, meeting)
     # Of what flows into several positions, that may be those that meet.
     for backwards in (lambda: positions.backward, together):
         flows = [
@@ -135,7 +135,7 @@ def _in_blocks(
 
 
 def _if_one(
-    primitives: Primitives, positions: Positions, new: Sequence[Var], meeting: Pairs
+    operations: Operations, positions: Positions, new: Sequence[Var], meeting: Pairs
 ) -> list[Labels]:
     """Per group: the position into which values flow, if those that meet were one."""
     a, b = (x.reshape(-1) for x in meeting)
@@ -143,7 +143,7 @@ def _if_one(
     root = joined(a[met], b[met], sum(g.size for g in positions.groups))
     root = np.where(root < 0, np.arange(root.size), root).astype(LABEL)
     return [
-        propagate_backwards(primitives, {v: root[x] for v, x in g.labels(new).items()})
+        propagate_backwards(operations, {v: root[x] for v, x in g.labels(new).items()})
         for g in positions.groups
     ]
 

@@ -1,6 +1,5 @@
 """What jaxprs say of themselves, and an equation of one as a function."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,27 +8,19 @@ from typing import Any
 import jax
 import jax.extend as jex
 
-# Functions with a derivative of their own.
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")
-
-# Calls of functions whose equations may as well stand where they are called.
-CALLS = frozenset(
-    """
-    jit pjit closed_call core_call remat remat2 checkpoint core_closed_call composite
-    """.split()
-)
+from ._ir import Loop
+from ._primitive import Primitive
+from .primitives import CALLS, SCAN, WHILE, entry
 
 
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """How many operands of a loop its condition, all rounds, and each round read.
+def entry_of(eqn) -> Primitive:
+    """What is known of the primitive of an equation."""
+    return entry(eqn.primitive.name)
 
-    The others are what a `scan` goes through; the body has all but the first.
-    """
 
-    conditions: int
-    constants: int
-    carry: int
+def is_call(eqn) -> bool:
+    """Whether it calls a function whose equations may as well stand in its place."""
+    return entry_of(eqn) in CALLS
 
 
 def is_effect(effect: Any) -> bool:
@@ -63,7 +54,7 @@ def named_axes(params: Mapping[str, Any]) -> tuple[str, ...]:
 def has_while(closed) -> bool:
     """Whether there is a loop of unknown length in a jaxpr."""
     return any(
-        eqn.primitive.name == "while"
+        entry_of(eqn) is WHILE
         or any(has_while(x) for x in inner_jaxprs(eqn.params.values()))
         for eqn in closed.jaxpr.eqns
     )
@@ -137,12 +128,12 @@ def _operands(like: tuple[tuple[Any, Any], ...]) -> list[Any]:
 def body_of(eqn, read: Sequence[Any]) -> tuple[Any, Loop | None]:
     """The inner jaxpr of a loop or of a function with a derivative of its own, and
     which loop it is."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in CUSTOM:
+    primitive, params = entry_of(eqn), eqn.params
+    if primitive.has_own_derivative:
         return inner_jaxpr(eqn), None
-    if name == "scan":
+    if primitive is SCAN:
         return params["jaxpr"], scan_of(eqn, read)
-    if name == "while":
+    if primitive is WHILE:
         numbers = params["cond_nconsts"], params["body_nconsts"]
         return params["body_jaxpr"], Loop(*numbers, len(eqn.outvars))
     return _implementation(eqn), None

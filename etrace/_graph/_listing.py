@@ -14,8 +14,8 @@ from jax.core import ShapedArray
 
 from ._flows import BLOCKED, MIXED
 from ._graph import Graph
+from ._ir import Edge, Var
 from ._partition import UNSET
-from ._program import Edge, Var
 from ._tables import table
 from ._where import short
 
@@ -28,7 +28,7 @@ def listing(graph: Graph) -> str:
 
 
 def _rows(graph: Graph, names: "_Names") -> Iterator[tuple[str, ...]]:
-    equations, kinds = graph.program.equations, graph.primitives.kinds
+    equations, kinds = graph.program.equations, graph.operations.kinds
     for v in graph.old:
         yield names.typed(v), "", *_sides(graph, (v,)), "", ""
     for i, (e, kind) in enumerate(zip(equations, kinds, strict=True)):
@@ -108,7 +108,7 @@ class _Names:
     """What values are called: as in the model, else by letters, as JAX does."""
 
     def __init__(self, graph: Graph):
-        call, self.known = graph.call, graph.primitives.known
+        call, self.known = graph.call, graph.operations.known
         groups = {
             "params": call.params.names(),
             "consts": call.consts.names(),

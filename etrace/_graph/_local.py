@@ -19,8 +19,8 @@ from jaxtyping import Array
 from ._batched import take
 from ._derivative import Arrived, Way
 from ._graph import Graph
+from ._ir import Var
 from ._partition import UNSET
-from ._program import Var
 from ._sites import Site
 from ._values import StepValues
 from ._ways import local_equations

@@ -15,8 +15,8 @@ from jaxtyping import PyTree
 
 from .._model import BatchAxis, Call, Spec, is_array, split_model
 from ._graph import Graph, analyse
+from ._operations import concrete
 from ._options import GraphOptions
-from ._primitives import concrete
 from ._report import silent, untraced
 from ._where import warn
 

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jaxprs import CALLS, Loop, callable_of, inner_jaxpr, scan_of
-from ._kinds import ELEMENTWISE
+from ._ir import Loop
+from ._jaxprs import callable_of, entry_of, inner_jaxpr, is_call, scan_of
+from ._primitive import Kind
 from ._where import is_of_jax
+from .primitives import draws
 
 # By variable; and by variable and shape, where a number is spread over that shape.
 Env = dict[Any, Any]
@@ -74,7 +76,7 @@ class _Parts:
                 before.append(e)
                 for kind in (same, rounds, *([heavy] if heavy & reads else [])):
                     kind.update(e.outvars)
-            elif reads <= rounds and not e.primitive.name.startswith(_RANDOM):
+            elif reads <= rounds and not draws(e.primitive.name):
                 each.append(e)
                 rounds.update(e.outvars)
         heavy = {v for v in heavy if jnp.issubdtype(v.aval.dtype, jnp.inexact)}
@@ -137,10 +139,6 @@ class _Parts:
             env.update(zip(e.outvars, callable_of(self.body.jaxpr, e)(*operands)))
 
 
-# What these draw for several keys at once may be other numbers.
-_RANDOM = ("random_", "rng_")
-
-
 def _flat(closed):
     """A jaxpr with the functions that the user's code calls in their place."""
     eqns = closed.jaxpr.eqns
@@ -162,7 +160,7 @@ def _inlined(closed, operands: Sequence[Any]) -> list[Any]:
 
 
 def _is_call(eqn) -> bool:
-    return eqn.primitive.name in CALLS and not is_of_jax(inner_jaxpr(eqn))
+    return is_call(eqn) and not is_of_jax(inner_jaxpr(eqn))
 
 
 def _value(env: Env, atom: Any, spread: tuple[int, ...] = ()) -> Any:
@@ -174,7 +172,8 @@ def _value(env: Env, atom: Any, spread: tuple[int, ...] = ()) -> Any:
 
 def _spread_over(eqn) -> tuple[int, ...]:
     """The shape that an elementwise equation spreads a single number over."""
-    return eqn.outvars[0].aval.shape if eqn.primitive.name in ELEMENTWISE else ()
+    each = entry_of(eqn).kind is Kind.ELEMENTWISE
+    return eqn.outvars[0].aval.shape if each else ()
 
 
 def _variables(atoms: Iterable[Any]) -> set[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._faults import mixing_behind
 from ._flows import BLOCKED, MIXED, propagate_backwards, pull
-from ._kinds import Kind
+from ._ir import Edge, Var
 from ._losses import (
     BEHIND_MIXING,
     LOCAL_PART,
@@ -19,11 +19,11 @@ from ._losses import (
     not_traceable,
     together,
 )
+from ._operations import Operations
 from ._options import MixingTails
 from ._partition import UNSET, Labels
 from ._positions import Positions
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 from ._sites import Site, make_site
 
 
@@ -54,13 +54,13 @@ class Meetings:
 
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         positions: Positions,
         new: tuple[Var, ...],
         mixing_tails: MixingTails,
         first: Var | None = None,
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.positions = positions
         self.new = new
         self.reach = positions.backward
@@ -80,7 +80,7 @@ class Meetings:
             self.parameters[v] = frozenset([k])
         for name in ("hidden", "other", "inputs"):
             self.data.update(arguments[name])
-        for i, equation in enumerate(self.primitives.program.equations):
+        for i, equation in enumerate(self.operations.program.equations):
             is_new_state = equation.source == "the new state"
             meets_data = any(v in self.data for v in equation.inputs)
             if is_new_state or meets_data or equation.axes:
@@ -89,12 +89,12 @@ class Meetings:
                 for j, v in enumerate(equation.inputs):
                     if differentiable and self.parameters.get(v) and v.inexact:
                         self._meeting((i, j), v)
-            elif self.primitives.kinds[i] is not Kind.STOP:
+            elif self.operations.kinds[i] is not Kind.STOP:
                 used = [self.parameters.get(v, frozenset()) for v in equation.inputs]
                 for v in equation.outputs:
                     self.parameters[v] = frozenset().union(*used)
-        end = len(self.primitives.program.equations)
-        for j, v in enumerate(self.primitives.program.outputs):
+        end = len(self.operations.program.equations)
+        for j, v in enumerate(self.operations.program.outputs):
             if v not in self.data and self.parameters.get(v) and v.inexact:
                 self._record((end, j), v, None, "output", "reaches no state")
 
@@ -119,29 +119,29 @@ class Meetings:
         for g, label in self._labels(flow, edge, site):
             if (label == BLOCKED).any():
                 start = site.equation.outputs
-                found.update(mixing_behind(self.primitives, start, flow[g], own))
+                found.update(mixing_behind(self.operations, start, flow[g], own))
         return tuple(sorted(found))
 
     def _labels(self, flow: tuple[Labels, ...], edge: Edge, site: Site):
         """Per group: where the site's elements flow, or None if they do not."""
         i, _ = edge
-        outputs = self.primitives.program.equations[i].outputs
+        outputs = self.operations.program.equations[i].outputs
         for g, labels in enumerate(flow):
             if not site.direct:
                 label = labels.get(outputs[0])
             else:
-                label = pull(self.primitives, labels, edge)
+                label = pull(self.operations, labels, edge)
                 if label is not None and label.shape != site.shape:
                     label = labels[outputs[0]]  # a scalar, traced where it is broadcast
             if label is not None and (label != UNSET).any():
                 yield g, label
 
     def _meeting(self, edge: Edge, weight: Var) -> None:
-        site = make_site(self.primitives, edge)
+        site = make_site(self.operations, edge)
         if not any(True for _ in self._labels(self.reach, edge, site)):
             self._record(edge, weight, None, "output", "reaches no state")
             return
-        name = self.primitives.program.equations[edge[0]].name
+        name = self.operations.program.equations[edge[0]].name
         total, traced, reasons = 0, 0, set()
         found, flow = [], self.flow
         if self.first in site.equation.inputs:
@@ -158,7 +158,7 @@ class Meetings:
                 own = self.entering.get(place, np.full(label.shape, UNSET))
                 self.entering[place] = np.where((own < 0) & (label >= 0), label, own)
         if not found:
-            unknown = site.direct and self.primitives.kinds[edge[0]] is Kind.MIXING
+            unknown = site.direct and self.operations.kinds[edge[0]] is Kind.MIXING
             if unknown:
                 reasons = {not_traceable(name)}
             why = together([*reasons] or [ONLY_BY_MIXING])
@@ -188,7 +188,7 @@ class Meetings:
         """Where values flow by position-local paths, whatever other paths there are."""
         return tuple(
             propagate_backwards(
-                self.primitives,
+                self.operations,
                 g.labels(self.new),
                 through_mixing=UNSET,
                 own=self.positions.own,

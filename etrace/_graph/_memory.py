@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ._exits import Exits
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._options import GraphOptions
 from ._partition import LABEL
 from ._positions import Group, Positions
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 from ._sites import Site
 
 
@@ -44,7 +44,7 @@ class Memory:
 
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         positions: Positions,
         converging: Collection[Edge],
         exits: Exits,
@@ -53,20 +53,20 @@ class Memory:
         options: GraphOptions,
         diagonals: Collection[int] | None,
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.positions = positions
         self.converging = converging
         self.new = new
         self.options = options
         self.diagonals = diagonals
-        n_equations = len(primitives.program.equations)
+        n_equations = len(operations.program.equations)
         self.depends: dict[tuple[int, int], bool] = {}
         self.read: dict[int, bool] = {}
         for leaf in range(len(old)):
             reached = self._reached({old[leaf]})
             for other in range(len(new)):
                 self.depends[other, leaf] = self._arrives(new[other], other, reached)
-            operand = primitives.program.operand
+            operand = operations.program.operand
             read = [
                 operand(edge)
                 for edge in exits.open
@@ -88,8 +88,8 @@ class Memory:
     def _reached(self, start: set[Var], cut: bool = True) -> set[Var]:
         """Values that depend on `start` by local paths."""
         reached = set(start)
-        for i, equation in enumerate(self.primitives.program.equations):
-            local = self.primitives.kinds[i] not in (Kind.MIXING, Kind.STOP)
+        for i, equation in enumerate(self.operations.program.equations):
+            local = self.operations.kinds[i] not in (Kind.MIXING, Kind.STOP)
             local |= self.diagonals is None or i in self.diagonals
             apart = self.positions.inner if cut else self.converging
             for j, v in enumerate(equation.inputs):

@@ -18,8 +18,8 @@ from jaxtyping import Array
 
 from ._derivative import Way
 from ._graph import Graph
+from ._ir import Edge, Var
 from ._partition import LABEL
-from ._program import Edge, Var
 from ._propagation import Propagation
 from ._ways import leaving
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ._program import Var
+from ._ir import Var
 
 UNSET = -1  # belongs to no position
 LABEL = np.int32  # half the memory of a large network's analysis, and enough

@@ -22,10 +22,11 @@ import numpy as np
 from ._blocks import first_labels
 from ._dependence import Dependence
 from ._flows import propagate_backwards
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import LABEL, UNSET, Group, Labels, joined
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
+from .primitives import SCATTER_ADD
 
 _MOST_HEADS = 64  # of one operation; more are looked at together
 
@@ -59,7 +60,7 @@ class _Reading:
 
 
 def find_populations(
-    primitives: Primitives,
+    operations: Operations,
     groups: Sequence[Group],
     forward: Labels,
     backward: Sequence[Labels],
@@ -70,8 +71,8 @@ def find_populations(
     """Finds them, given the positions of values, where those flow to, and which values
     depend on data."""
     size = sum(g.size for g in groups)
-    heads = _Heads(primitives, size)
-    coming = _coming(primitives, groups, new, moving)
+    heads = _Heads(operations, size)
+    coming = _coming(operations, groups, new, moving)
     heads.read(forward, coming, backward, inner)
     reads, of_old = heads.reads(), [r for r in heads.readings if r.old.any()]
     asked = np.flatnonzero((reads & ~heads.returns(backward)).any(axis=1))
@@ -88,7 +89,7 @@ def find_populations(
 
 
 def _coming(
-    primitives: Primitives,
+    operations: Operations,
     groups: Sequence[Group],
     new: Sequence[Var],
     moving: Collection[Var],
@@ -96,15 +97,15 @@ def _coming(
     """The position that values will be of which flow into a new state by local ways,
     and that values are of which are made from these."""
     seeds = {v: label for g in groups for v, label in g.labels(new).items()}
-    flow = propagate_backwards(primitives, seeds, through_mixing=UNSET)
+    flow = propagate_backwards(operations, seeds, through_mixing=UNSET)
     result = {v: label for v, label in flow.items() if v in moving}
-    for i, equation in enumerate(primitives.program.equations):
+    for i, equation in enumerate(operations.program.equations):
         operands = [result.get(v) for v in equation.inputs]
         if all(o is None for o in operands):
             continue
-        if primitives.kinds[i] is Kind.MOVEMENT:
-            found = primitives.moved(i, operands, UNSET)
-        elif primitives.kinds[i] is Kind.ELEMENTWISE:
+        if operations.kinds[i] is Kind.MOVEMENT:
+            found = operations.moved(i, operands, UNSET)
+        elif operations.kinds[i] is Kind.ELEMENTWISE:
             shape = equation.outputs[0].shape
             wide = [np.broadcast_to(o, shape) for o in operands if o is not None]
             found = [functools.reduce(np.maximum, wide)] * len(equation.outputs)
@@ -120,8 +121,8 @@ def _coming(
 class _Heads:
     """What the mixing operations of a step read and lead to, numbered by head."""
 
-    def __init__(self, primitives: Primitives, size: int):
-        self.primitives = primitives
+    def __init__(self, operations: Operations, size: int):
+        self.operations = operations
         self.size = size  # the number of positions
         self.number = 0
         self.readings: list[_Reading] = []
@@ -134,9 +135,9 @@ class _Heads:
         inner: Collection[Edge],
     ) -> None:
         """Finds all operands that hold what is of a position, old or new."""
-        for i, equation in enumerate(self.primitives.program.equations):
+        for i, equation in enumerate(self.operations.program.equations):
             leads = any(v in b for b in backward for v in equation.outputs)
-            if self.primitives.kinds[i] is not Kind.MIXING or not leads:
+            if self.operations.kinds[i] is not Kind.MIXING or not leads:
                 continue
             for j, v in enumerate(equation.inputs):
                 if (i, j) in inner or not (v in forward or v in coming):
@@ -145,7 +146,7 @@ class _Heads:
                 old, new = forward.get(v, nothing), coming.get(v, nothing)
                 labels = np.where(old >= 0, old, new)
                 if (labels >= 0).any():
-                    own, results, number = _heads(self.primitives, (i, j), labels)
+                    own, results, number = _heads(self.operations, (i, j), labels)
                     own, *results = (
                         np.where(x >= 0, x + self.number, UNSET)
                         for x in (own, *results)
@@ -167,7 +168,7 @@ class _Heads:
         """Which heads lead to which positions by local ways."""
         result = self._none()
         for r in self.readings:
-            outputs = self.primitives.program.equations[r.edge[0]].outputs
+            outputs = self.operations.program.equations[r.edge[0]].outputs
             for v, head in zip(outputs, r.results):
                 for label in (b[v] for b in backward if v in b):
                     both = (head >= 0) & (label >= 0)
@@ -187,7 +188,7 @@ class _Heads:
             if np.isin(r.heads, asked).any()
         }
         count = len(asked)
-        walk = Dependence(self.primitives, {}, at_edges, count, by_zeros=False)
+        walk = Dependence(self.operations, {}, at_edges, count, by_zeros=False)
         flags = walk.run()
         result = np.zeros((count, self.size), bool)
         for g in groups:
@@ -209,18 +210,18 @@ class _Heads:
 
 
 def _heads(
-    primitives: Primitives, edge: Edge, labels: np.ndarray
+    operations: Operations, edge: Edge, labels: np.ndarray
 ) -> tuple[np.ndarray, Sequence[np.ndarray], int]:
     """The head of each element of an operand and of the results, and how many there
     are: what reads a position is one head."""
-    equation, blocks = primitives.program.equations[edge[0]], primitives.blocks(edge)
+    equation, blocks = operations.program.equations[edge[0]], operations.blocks(edge)
     whole = (
         np.zeros(labels.shape, LABEL),
         [np.zeros(v.shape, LABEL) for v in equation.outputs],
         1,
     )
     # The summands of a sparse product each have a block: they are no heads.
-    if blocks is None or equation.name == "scatter-add":
+    if blocks is None or equation.primitive is SCATTER_ADD:
         return whole
     first = first_labels(labels, blocks)
     if (first == first[0]).all():

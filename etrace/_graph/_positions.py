@@ -16,11 +16,11 @@ import numpy as np
 
 from ._blocks import first_labels
 from ._flows import BLOCKED, MIXED, in_blocks, propagate_backwards
-from ._kinds import Kind
+from ._ir import Edge, Var
+from ._operations import Operations
 from ._partition import LABEL, UNSET, Group, Labels, Partition
 from ._populations import Populations, find_populations
-from ._primitives import Primitives
-from ._program import Edge, Var
+from ._primitive import Kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,10 +41,10 @@ class Positions:
         backward = self.backward[group]
         return any((backward[v] != UNSET).any() for v in values if v in backward)
 
-    def own_products(self, primitives: Primitives) -> dict[Edge, np.ndarray]:
+    def own_products(self, operations: Operations) -> dict[Edge, np.ndarray]:
         """Where weights are multiplied with what enters its own recurrence, by element:
         what other weights did to it before stops there."""
-        kinds = primitives.kinds
+        kinds = operations.kinds
         own = self.own.items()
         return {e: stops for e, stops in own if kinds[e[0]] is Kind.ELEMENTWISE}
 
@@ -56,7 +56,7 @@ class Positions:
 
 
 def find_positions(
-    primitives: Primitives,
+    operations: Operations,
     old: Sequence[Var],
     new: Sequence[Var],
     params: Iterable[Var],
@@ -67,13 +67,13 @@ def find_positions(
     A clock, a key, a recording in the state: what no parameter can reach has no
     influence to carry. It is of no group, whatever its dtype.
     """
-    still = _still(primitives, old, new, params)
+    still = _still(operations, old, new, params)
     partition = Partition([v.size for v in old], still)
     known: dict[Any, Labels] = {}
     while True:
         groups = partition.groups()
-        backward = tuple(_backward(primitives, g, new, known) for g in groups)
-        walk = _ForwardWalk(primitives, old, groups, backward)
+        backward = tuple(_backward(operations, g, new, known) for g in groups)
+        walk = _ForwardWalk(operations, old, groups, backward)
         pairs = walk.run(partition)
         if pairs is None:
             pairs = walk.arrivals(partition, new)
@@ -83,15 +83,15 @@ def find_positions(
     moved = {leaf: label != own for leaf, label, own in walk.arrived(new)}
     moved = {leaf: m for leaf, m in moved.items() if m.any()}
     inner = frozenset(walk.inner)
-    moving = primitives.program.reached_from(data)
+    moving = operations.program.reached_from(data)
     found = find_populations(
-        primitives, groups, walk.labels, backward, inner, new, moving
+        operations, groups, walk.labels, backward, inner, new, moving
     )
     flow, own = backward, _own(walk, found)
-    own.update(_before_products(primitives, own, moving))
+    own.update(_before_products(operations, own, moving))
     if own:
         seeds = [g.labels(new) for g in groups]
-        flow = tuple(propagate_backwards(primitives, s, own=own) for s in seeds)
+        flow = tuple(propagate_backwards(operations, s, own=own) for s in seeds)
     return Positions(
         groups,
         walk.labels,
@@ -107,20 +107,20 @@ def find_positions(
 
 
 def _backward(
-    primitives: Primitives, group: Group, new: Sequence[Var], known: dict[Any, Labels]
+    operations: Operations, group: Group, new: Sequence[Var], known: dict[Any, Labels]
 ) -> Labels:
     """The position into which each element of each value flows. It is `known`, but for
     the offset, of a group that has not grown."""
     key = group.leaves, *(p.tobytes() for p in group.positions)
     if key not in known:
         own = dataclasses.replace(group, offset=0).labels(new)
-        known[key] = propagate_backwards(primitives, own)
+        known[key] = propagate_backwards(operations, own)
     found = known[key].items()
     return {v: np.where(x >= 0, x + LABEL(group.offset), x) for v, x in found}
 
 
 def _still(
-    primitives: Primitives,
+    operations: Operations,
     old: Sequence[Var],
     new: Sequence[Var],
     params: Iterable[Var],
@@ -128,7 +128,7 @@ def _still(
     """The leaves whose values no parameter can change, by any number of steps."""
     moving = set(params)
     while True:
-        for kind, e in zip(primitives.kinds, primitives.program.equations):
+        for kind, e in zip(operations.kinds, operations.program.equations):
             if kind is not Kind.STOP and not moving.isdisjoint(e.inputs):
                 moving.update(v for v in e.outputs if v.inexact)
         more = [a for a, b in zip(old, new) if b in moving and a not in moving]
@@ -147,7 +147,7 @@ def _own(walk: "_ForwardWalk", found: Populations) -> dict[Edge, np.ndarray]:
     """
     result = {}
     for (i, j), returning in found.returning.items():
-        equation = walk.primitives.program.equations[i]
+        equation = walk.operations.program.equations[i]
         label, own = walk.labels[equation.inputs[j]], np.zeros(returning.shape, bool)
         for g, backward in zip(walk.groups, walk.backward):
             flows = [backward[v] for v in equation.outputs if v in backward]
@@ -159,19 +159,19 @@ def _own(walk: "_ForwardWalk", found: Populations) -> dict[Edge, np.ndarray]:
 
 
 def _before_products(
-    primitives: Primitives, own: Mapping[Edge, np.ndarray], moving: Collection[Var]
+    operations: Operations, own: Mapping[Edge, np.ndarray], moving: Collection[Var]
 ) -> dict[Edge, np.ndarray]:
     """The same for a product written out, `sum(W * s, axis=1)`: they stop where s
     enters the multiplication, so that W itself is traced there."""
-    equations, result = primitives.program.equations, {}
+    equations, result = operations.program.equations, {}
     made = {v: i for i, e in enumerate(equations) for v in e.outputs}
     for (i, j), stops in own.items():
         k = made.get(equations[i].inputs[j])
-        if k is None or primitives.kinds[k] is not Kind.ELEMENTWISE:
+        if k is None or operations.kinds[k] is not Kind.ELEMENTWISE:
             continue
         inputs = equations[k].inputs
         weights = [v.inexact and v not in moving and v.size > 1 for v in inputs]
-        if any(weights) and primitives.blocks((i, j)) is not None:
+        if any(weights) and operations.blocks((i, j)) is not None:
             data = (n for n, weight in enumerate(weights) if not weight)
             result.update({(k, n): stops for n in data})
     return result
@@ -195,12 +195,12 @@ class _ForwardWalk:
 
     def __init__(
         self,
-        primitives: Primitives,
+        operations: Operations,
         old: Sequence[Var],
         groups: Sequence[Group],
         backward: Sequence[Labels],
     ):
-        self.primitives = primitives
+        self.operations = operations
         self.groups = groups
         self.backward = backward
         self.labels: Labels = {}
@@ -212,8 +212,8 @@ class _ForwardWalk:
 
     def run(self, partition: Partition):
         """Labels every local value. Stops at positions to merge, which it returns."""
-        for i, equation in enumerate(self.primitives.program.equations):
-            kind = self.primitives.kinds[i]
+        for i, equation in enumerate(self.operations.program.equations):
+            kind = self.operations.kinds[i]
             operands = [self.labels.get(v) for v in equation.inputs]
             if kind is Kind.STOP or all(o is None for o in operands):
                 continue
@@ -223,7 +223,7 @@ class _ForwardWalk:
                     return pairs
                 continue
             if kind is Kind.MOVEMENT:
-                found = self.primitives.moved(i, operands, UNSET)
+                found = self.operations.moved(i, operands, UNSET)
                 for v, label in zip(equation.outputs, found):
                     self._set(v, label)
                 continue
@@ -243,10 +243,10 @@ class _ForwardWalk:
         What it reads of several states meets there, as in an elementwise operation: a
         voltage and the ring buffer that it is written to.
         """
-        outputs = self.primitives.program.equations[i].outputs
+        outputs = self.operations.program.equations[i].outputs
         found: list = [np.full(v.shape, UNSET, LABEL) for v in outputs]
         for j, label in enumerate(operands):
-            blocks = None if label is None else self.primitives.blocks((i, j))
+            blocks = None if label is None else self.operations.blocks((i, j))
             if label is None or blocks is None:
                 continue
             own = in_blocks(label, blocks)
@@ -266,7 +266,7 @@ class _ForwardWalk:
 
     def _elementwise(self, partition: Partition, i: int, operands):
         """One elementwise equation; returns positions to merge, if any."""
-        outputs = self.primitives.program.equations[i].outputs
+        outputs = self.operations.program.equations[i].outputs
         shape = outputs[0].shape
         labels = {
             j: np.broadcast_to(o, shape)

@@ -1,14 +1,13 @@
 """The step function as a flat list of equations.
 
 This file and `_jaxprs` are the library's only contact with jaxprs. `trace_program`
-traces a function, inlines call primitives, turns `cond` into a select over its branches
+traces a function, inlines call operations, turns `cond` into a select over its branches
 and unrolls short `scan`s; what is left are equations of single primitives, each with a
 callable of its own.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,140 +17,38 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from .._model import BatchAxis
+from ._ir import Equation, Program, Var
 from ._jaxprs import (
-    CALLS,
-    CUSTOM,
-    Loop,
     acts,
     body_of,
     callable_of,
+    entry_of,
     inner_jaxpr,
+    is_call,
     is_effect,
     is_opaque,
     named_axes,
     scan_of,
 )
-from ._kinds import ELEMENTWISE
 from ._loops import taken_apart
-from ._singular import (
-    SINGULAR,
-    SINGULAR_WITH_DATA,
-    where_taken,
-    with_finite_slopes,
-)
+from ._primitive import Kind, Primitive, Singular
+from ._singular import where_taken, with_finite_slopes
 from ._sparse import is_sparse_product, sparse_product
 from ._where import is_of_jax, is_of_library, line_of
+from .primitives import (
+    AND,
+    BARRIER,
+    CLAMP,
+    CONCATENATE,
+    COND,
+    COPY,
+    SCAN,
+    SELECT,
+    SQUEEZE,
+    STOP,
+)
 
 MAX_UNROLLED_SCAN = 32
-
-# Operations that are linear in what a weight is multiplied with.
-LINEAR_IN_DATA = ("dot_general", "conv_general_dilated")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Var:
-    """A value of the program; compared by identity."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def inexact(self) -> bool:
-        """Whether a gradient can flow through this value."""
-        return jnp.issubdtype(self.dtype, jnp.inexact)
-
-    def axes_but(self, *used: Iterable[int]) -> tuple[int, ...]:
-        """Its axes, in order, but for some."""
-        taken = {d for dims in used for d in dims}
-        return tuple(d for d in range(len(self.shape)) if d not in taken)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Equation:
-    """One primitive application: `outputs = fun(*inputs)`.
-
-    `body` holds the inner program of a loop, or of a call with a custom derivative, if
-    it only computes; and what an operation that is not JAX's own computes. `effect`: it
-    does something else as well, such as printing.
-    `axes`: the named axes of a batch that it acts over, as a mean over examples does.
-    `plain`: `fun` is an elementwise primitive as it is, for arrays of any shape.
-    """
-
-    name: str
-    fun: Callable[..., Sequence[Any]]
-    inputs: tuple[Var, ...]
-    outputs: tuple[Var, ...]
-    params: Mapping[str, Any]
-    source: str
-    body: "Program | None" = None
-    loop: Loop | None = None
-    effect: bool = False
-    axes: tuple[str, ...] = ()
-    plain: bool = False
-
-    @property
-    def has_own_derivative(self) -> bool:
-        """Whether its derivative is declared, and need not be that of its body."""
-        return self.name in CUSTOM or (self.body is not None and self.loop is None)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """A function of one example; of several at once where it names their `axis`."""
-
-    inputs: tuple[Var, ...]
-    outputs: tuple[Var, ...]
-    equations: tuple[Equation, ...]
-    constants: Mapping[Var, Any]
-    axis: BatchAxis | None = None
-
-    def operand(self, edge: "Edge") -> Var:
-        """The value that is read at an edge."""
-        i, j = edge
-        end = i == len(self.equations)
-        return self.outputs[j] if end else self.equations[i].inputs[j]
-
-    def over(self, i: int) -> BatchAxis | None:
-        """The axis of the batch, if that equation acts over it."""
-        named = self.axis is not None and self.axis.name in self.equations[i].axes
-        return self.axis if named else None
-
-    def needed(self, values: Iterable[Var]) -> tuple[int, ...]:
-        """The equations that these values need."""
-        needed, result = set(values), []
-        for i, e in reversed(list(enumerate(self.equations))):
-            if any(v in needed for v in e.outputs):
-                result.append(i)
-                needed.update(e.inputs)
-        return tuple(reversed(result))
-
-    def applied(self, inputs: Sequence[Var]) -> tuple[list[Equation], tuple[Var, ...]]:
-        """(equations, outputs) of it applied to other values, for another program that
-        takes over its `constants`."""
-        given = dict(zip(self.inputs, inputs, strict=True))
-        equations = [
-            dataclasses.replace(e, inputs=tuple(given.get(v, v) for v in e.inputs))
-            for e in self.equations
-        ]
-        return equations, tuple(given.get(v, v) for v in self.outputs)
-
-    def reached_from(self, start: Iterable[Var]) -> set[Var]:
-        """The values that depend on others, and these."""
-        reached = set(start)
-        for e in self.equations:
-            if any(v in reached for v in e.inputs):
-                reached.update(e.outputs)
-        return reached
-
-
-# A place where a value is read: operand `[1]` of equation `[0]`. The outputs of a
-# program count as the operands of one more equation, numbered `len(equations)`.
-Edge = tuple[int, int]
 
 
 def trace_program(
@@ -173,7 +70,7 @@ def trace_program(
     program = builder.program(jax.make_jaxpr(fun)(*arguments), params, fixed)
     outputs = list(program.outputs)
     for j in copied:
-        outputs[j] = builder.append("copy", lambda x: x, [outputs[j]], "the new state")
+        outputs[j] = builder.append(COPY, lambda x: x, [outputs[j]], "the new state")
     return Program(
         program.inputs, tuple(outputs), tuple(builder.equations), program.constants
     )
@@ -234,34 +131,35 @@ class _Builder:
                     self.constants[v] = jax.device_put(np.asarray(value, v.dtype))
 
     def _equation(self, jaxpr, eqn, read: list[Var]) -> Sequence[Var]:
-        name = eqn.primitive.name
-        if name == "optimization_barrier":
+        primitive = entry_of(eqn)
+        if primitive is BARRIER:
             return read
         if is_sparse_product(eqn):
             return self._inline_at(line_of(eqn), sparse_product(eqn), read)
-        if name in CALLS:
+        if is_call(eqn):
             inner = inner_jaxpr(eqn)
             if is_of_jax(inner):
                 return self._inline_at(line_of(eqn), inner, read)
             return self.inline(inner, read)
-        if name == "cond" and not is_opaque(eqn):
+        if primitive is COND and not is_opaque(eqn):
             return self._select(eqn, read)
-        if name == "scan" and eqn.params["length"]:
+        if primitive is SCAN and eqn.params["length"]:
             apart = taken_apart(eqn, read, self._weights(read))
             if apart is not None:
                 return self._inline_at(line_of(eqn), apart, read, only=is_of_library)
             if self._unrolls(jaxpr, eqn, read):
                 return self._unroll(eqn, read)
-        if name in CUSTOM:
+        if primitive.has_own_derivative:
             self._as_arrays(read)
         source, guarded = line_of(eqn), self._meets(read)
         changed = None
         if guarded:
-            fill = float(name not in LINEAR_IN_DATA)
+            fill = float(not primitive.linear_in_data)
             read = [self._safe(v, self.taken, fill, source) for v in read]
-            if name in SINGULAR_WITH_DATA and self.taken is not None:
+            infinite = primitive.singular is Singular.WITH_DATA
+            if infinite and self.taken is not None:
                 changed, read = where_taken, [*read, self.taken]
-        elif name in SINGULAR and self._is_expression(read):
+        elif primitive.singular and self._is_expression(read):
             changed = with_finite_slopes
         equation = self._primitive(jaxpr, eqn, read)
         if changed is not None:
@@ -274,16 +172,16 @@ class _Builder:
 
     def _primitive(self, jaxpr, eqn, read: list[Var]) -> Equation:
         """One primitive, applied to `read`."""
-        name, fun = eqn.primitive.name, callable_of(jaxpr, eqn)
+        primitive, fun = entry_of(eqn), callable_of(jaxpr, eqn)
         inner, loop = body_of(eqn, read)
         axes = named_axes(eqn.params)
-        of_jax = loop is not None or name in CUSTOM
+        of_jax = loop is not None or primitive.has_own_derivative
         computes = inner is not None and not axes and not (of_jax and acts(inner))
         body = _Builder(self.stays).program(inner) if computes else None
         if body is not None and loop is None:
             fun = _holding(fun, [j for j, v in enumerate(read) if v in self.held])
         return Equation(
-            name,
+            primitive,
             fun,
             tuple(read),
             tuple(_var(v.aval) for v in eqn.outvars),
@@ -293,7 +191,7 @@ class _Builder:
             loop,
             any(map(is_effect, eqn.effects)),
             axes,
-            name in ELEMENTWISE,
+            primitive.kind is Kind.ELEMENTWISE,
         )
 
     def _unrolls(self, jaxpr, eqn, read: list[Var]) -> bool:
@@ -311,7 +209,7 @@ class _Builder:
 
     def _add(self, equation: Equation) -> None:
         self.equations.append(equation)
-        if equation.name == "stop_gradient":
+        if equation.primitive is STOP:
             self.held.update(equation.outputs)
         for kind in (self.weights, self.data):
             if not kind.isdisjoint(equation.inputs):
@@ -333,14 +231,16 @@ class _Builder:
         ]
         return outputs
 
-    def append(self, name: str, fun: Callable, inputs: Sequence[Var], source: str):
+    def append(
+        self, primitive: Primitive, fun: Callable, inputs: Sequence[Var], source: str
+    ) -> Var:
         """Appends an equation that no primitive of the user's function stands for."""
         out = jax.eval_shape(
             fun, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs)
         )
         output = Var(out.shape, out.dtype)
         equation = Equation(
-            name, lambda *args: [fun(*args)], tuple(inputs), (output,), {}, source
+            primitive, lambda *args: [fun(*args)], tuple(inputs), (output,), {}, source
         )
         self._add(equation)
         return output
@@ -357,7 +257,7 @@ class _Builder:
         source, outer = line_of(eqn), self.taken
         branches, last = [], len(eqn.params["branches"]) - 1
         in_range = lambda i: jnp.clip(jnp.asarray(i, jnp.int32), 0, last)  # noqa: E731
-        index = self.append("clamp", in_range, read[:1], source)
+        index = self.append(CLAMP, in_range, read[:1], source)
         for b, branch in enumerate(eqn.params["branches"]):
             taken = self._is_taken(index, b, source)
             everything = index not in self.data
@@ -375,7 +275,7 @@ class _Builder:
             return lax.select_n(which, *cases)
 
         return [
-            self.append("select_n", select, [index, *cases], source)
+            self.append(SELECT, select, [index, *cases], source)
             for cases in zip(*branches, strict=True)
         ]
 
@@ -386,7 +286,7 @@ class _Builder:
             return jnp.all(jnp.stack([which == branch, *outer]))
 
         outer = [] if self.taken is None else [self.taken]
-        return self.append("and", is_taken, [index, *outer], source)
+        return self.append(AND, is_taken, [index, *outer], source)
 
     def _meets(self, read: Sequence[Var]) -> bool:
         """Whether weights meet data within a branch."""
@@ -411,14 +311,14 @@ class _Builder:
         if not v.inexact or taken is None:
             return v
         guard = lambda t, x: jnp.where(t, x, lax.stop_gradient(x))  # noqa: E731
-        return self.append("select_n", guard, [taken, v], source)
+        return self.append(SELECT, guard, [taken, v], source)
 
     def _safe(self, v: Var, taken: Var | None, fill: float, source: str) -> Var:
         """Data that a weight meets, finite where the branch is not taken."""
         if not v.inexact or v not in self.data or taken is None:
             return v
         safe = lambda t, x: jnp.where(t, x, jnp.full_like(x, fill))  # noqa: E731
-        return self.append("select_n", safe, [taken, v], source)
+        return self.append(SELECT, safe, [taken, v], source)
 
     def _unroll(self, eqn, read: list[Var]) -> list[Var]:
         """A short `scan`, one copy of its body a step."""
@@ -432,13 +332,13 @@ class _Builder:
         stacked: dict[int, list[Var]] = {}
         for i in reversed(order) if eqn.params["reverse"] else order:
             slices = [
-                self.append("squeeze", lambda a, i=i: a[i], [x], source) for x in xs
+                self.append(SQUEEZE, lambda a, i=i: a[i], [x], source) for x in xs
             ]
             result = self.inline(body, [*consts, *carry, *slices])
             carry, stacked[i] = result[:n_carry], result[n_carry:]
         ys = zip(*(stacked[i] for i in order), strict=True)
         stack = lambda *parts: jnp.stack(parts)  # noqa: E731
-        return [*carry, *(self.append("concatenate", stack, y, source) for y in ys)]
+        return [*carry, *(self.append(CONCATENATE, stack, y, source) for y in ys)]
 
 
 def _holding(fun: Callable, held: Sequence[int]) -> Callable:

@@ -12,9 +12,9 @@ from jaxtyping import Array
 from ._batched import take
 from ._derivative import Way
 from ._graph import Graph
-from ._kinds import Kind
+from ._ir import Edge, Var
 from ._partition import UNSET
-from ._program import Edge, Var
+from ._primitive import Kind
 from ._values import StepValues
 from ._ways import local_equations, new_values
 
@@ -128,7 +128,7 @@ def _stops(graph: Graph) -> Mapping[Edge, np.ndarray]:
     """Where the old state does not pass: cut, or mixed with other positions."""
     result = dict(graph.positions.cuts)
     diagonals = graph.diagonals or {}
-    for i, kind in enumerate(graph.primitives.kinds):
+    for i, kind in enumerate(graph.operations.kinds):
         if kind is Kind.MIXING and i not in diagonals:
             for j, v in enumerate(graph.program.equations[i].inputs):
                 if v.inexact and (i, j) not in graph.positions.inner:

@@ -56,7 +56,7 @@ def pattern(graph: Graph) -> np.ndarray:
         own = np.eye(n, dtype=bool)[start : start + v.size]
         sources[v] = own.reshape(*v.shape, n)
         start += v.size
-    return _new_state(graph, Dependence(graph.primitives, sources, {}, n).run())
+    return _new_state(graph, Dependence(graph.operations, sources, {}, n).run())
 
 
 def from_site(graph: Graph, s: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def from_site(graph: Graph, s: int) -> np.ndarray:
     flags = own.reshape(*site.shape, 1) == np.arange(b * o)
     at_var = {} if site.direct else {site.equation.outputs[0]: flags}
     at_edge = {site.edge: flags} if site.direct else {}
-    walk = Dependence(graph.primitives, at_var, at_edge, b * o)
+    walk = Dependence(graph.operations, at_var, at_edge, b * o)
     return _new_state(graph, walk.run())
 
 

@@ -17,12 +17,12 @@ from jaxtyping import Array
 from ._batched import Value, mapped, take
 from ._exits import Exits
 from ._flows import BLOCKED, MIXED
-from ._kinds import Kind
+from ._forms import LinearForm, linear_form
+from ._ir import Equation, Var
+from ._operations import Operations
 from ._partition import UNSET
 from ._positions import Positions
-from ._primitives import Primitives
-from ._program import Equation, Var
-from ._sites import LinearForm, linear_form
+from ._primitive import Kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def check_single(positions: Positions, names: Sequence[str]) -> None:
 
 
 def find_diagonals(
-    primitives: Primitives,
+    operations: Operations,
     positions: Positions,
     exits: Exits,
     moving: Collection[Var],
@@ -82,8 +82,8 @@ def find_diagonals(
     """
     result = {}
     for (i, j), label in exits.closed.items():
-        equation = primitives.program.equations[i]
-        if primitives.kinds[i] is not Kind.MIXING:
+        equation = operations.program.equations[i]
+        if operations.kinds[i] is not Kind.MIXING:
             continue  # a value that was cut does not lead to its own position
         flows = _flows(positions, equation, label)
         form = None

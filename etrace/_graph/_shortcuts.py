@@ -10,14 +10,15 @@ import dataclasses
 
 import numpy as np
 
-from ._kinds import Kind
-from ._primitives import NOTHING, Primitives
-from ._program import Equation, Program, Var
+from ._ir import Equation, Program, Var
+from ._operations import NOTHING, Operations
+from ._primitive import Kind
+from .primitives import RESHAPE
 
 
 def with_shortcuts(program: Program) -> Program:
     """Reads values where they come from, if movements only brought them here."""
-    primitives, end = Primitives(program), 0
+    operations, end = Operations(program), 0
     begin: dict[Var, int] = {}  # the numbers of a value's own elements
     roots: dict[int, Var] = {}
     origin: dict[Var, np.ndarray] = {}  # of each element of what was moved
@@ -26,7 +27,7 @@ def with_shortcuts(program: Program) -> Program:
     for i, equation in enumerate(program.equations):
         inputs = tuple(same.get(v, v) for v in equation.inputs)
         equation = dataclasses.replace(equation, inputs=inputs)
-        if primitives.kinds[i] is Kind.MOVEMENT and equation.outputs[0].inexact:
+        if operations.kinds[i] is Kind.MOVEMENT and equation.outputs[0].inexact:
             numbers = []
             for v in inputs:
                 if v not in origin and v not in begin:
@@ -35,7 +36,7 @@ def with_shortcuts(program: Program) -> Program:
                 own = np.arange(v.size) + begin.get(v, 0)
                 numbers.append(origin.get(v, own).reshape(-1))
             flat = np.concatenate(numbers)
-            for v, at in zip(equation.outputs, primitives.sources(i)):
+            for v, at in zip(equation.outputs, operations.sources(i)):
                 origin[v] = found = np.where(at == NOTHING, NOTHING, flat[at])
                 root = roots.get(int(found.flat[0])) if found.size else None
                 if root is None or not _is_whole(found, begin[root], root):
@@ -57,7 +58,7 @@ def _is_whole(found: np.ndarray, begin: int, root: Var) -> bool:
 def _reshaped(equation: Equation, root: Var, to: Var) -> Equation:
     return dataclasses.replace(
         equation,
-        name="reshape",
+        primitive=RESHAPE,
         fun=lambda x: [x.reshape(to.shape)],
         inputs=(root,),
         params={},

@@ -15,17 +15,6 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-# Elementwise operations whose derivative may not be finite.
-SINGULAR = frozenset(
-    """
-    acos acosh asin atan2 atanh cbrt cosh digamma div erf_inv exp exp2 expm1 integer_pow
-    lgamma log log1p mul pow rsqrt sinh sqrt square tan
-    """.split()
-)
-
-# Those of a weight and data. (That of a product is the data.)
-SINGULAR_WITH_DATA = frozenset(["atan2", "div", "pow"])
-
 Function = Callable[..., Sequence[Any]]
 
 

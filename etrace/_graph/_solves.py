@@ -16,14 +16,15 @@ import numpy as np
 
 from ._blocks import Blocks
 from ._bodies import NONE, blocks_along, walked
+from ._ir import Equation, Var
 from ._jaxprs import linear_solve
-from ._program import Equation, Var, trace_program
+from ._program import trace_program
 
 
 def find_solve_blocks(equation: Equation, j: int, classify: Callable) -> Blocks | None:
     """The blocks of operand j of a `custom_linear_solve`; None if all is one block.
 
-    `classify` makes `Primitives` of a program.
+    `classify` makes `Operations` of a program.
     """
     product, solution, (of_product, transposed, of_solution, last) = linear_solve(
         equation.params

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._jaxprs import entry_of
+from .primitives import SPARSE_DOT
+
 
 def is_sparse_product(eqn: Any) -> bool:
     """Whether an equation multiplies a sparse array, all of whose axes are sparse, with
     a dense one."""
-    if eqn.primitive.name != "bcoo_dot_general":
+    if entry_of(eqn) is not SPARSE_DOT:
         return False
     data, indices, _ = (v.aval for v in eqn.invars)
     sparse = data.ndim == 1 and indices.shape[-1] == len(eqn.params["lhs_spinfo"].shape)

@@ -18,8 +18,8 @@ from jaxtyping import Array, PyTree
 
 from ._batched import Env, Value, depth_of, run
 from ._graph import Graph
-from ._kinds import Kind
-from ._program import Var
+from ._ir import Var
+from ._primitive import Kind
 from ._transposed import by_transposed_weights
 
 
@@ -184,7 +184,7 @@ class Steps:
     @functools.cached_property
     def mixing(self) -> tuple[Var, ...]:
         """What the mixing operations on data give: kept, not computed twice."""
-        kinds = zip(self.graph.program.equations, self.graph.primitives.kinds)
+        kinds = zip(self.graph.program.equations, self.graph.operations.kinds)
         return tuple(
             v
             for e, kind in kinds

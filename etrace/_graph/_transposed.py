@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array
 
 from ._batched import Env
-from ._program import Equation, Program
+from ._ir import Equation, Program
+from .primitives import DOT
 
 # With fewer examples there is nothing to gain, with fewer steps less than it costs.
 _MIN_BATCH = 4
@@ -31,7 +32,7 @@ def by_transposed_weights(
         return result
     for i in loop:
         equation = program.equations[i]
-        if equation.name != "dot_general":
+        if equation.primitive is not DOT:
             continue
         for j, v in enumerate(equation.inputs):
             if v in env and not env[v].depth and equation.inputs[1 - j] not in env:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ._batched import Env, Value, aligned, mapped
 from ._derivative import Derivative
 from ._graph import Graph
-from ._program import Edge, Var
+from ._ir import Edge, Var
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

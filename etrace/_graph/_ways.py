@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ._graph import Graph
-from ._kinds import Kind
+from ._ir import Edge, Var
 from ._partition import UNSET
-from ._program import Edge, Var
+from ._primitive import Kind
 
 
 @functools.lru_cache(maxsize=256)
@@ -27,7 +27,7 @@ def local_equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
     direct = {s.edge for s in graph.sites if s.direct}
     region = []
     for i, e in enumerate(equations):
-        local = graph.primitives.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
+        local = graph.operations.kinds[i] in (Kind.ELEMENTWISE, Kind.MOVEMENT)
         local |= recurrent and i in (graph.diagonals or {})
         local |= any((i, j) in apart for j in range(len(e.inputs)))
         local &= not any(v in made for v in e.outputs)
@@ -57,7 +57,7 @@ def complete_groups(graph: Graph) -> frozenset[int]:
     There the gradient of the new state, the old one held, is the immediate part of the
     traces: no other path leads from a parameter to the state within a step.
     """
-    program, kinds = graph.program, graph.primitives.kinds
+    program, kinds = graph.program, graph.operations.kinds
     moving = set(graph.inputs["params"])
     made_by = {}
     for i, e in enumerate(program.equations):
@@ -92,7 +92,7 @@ def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
     """The elements, where they are read, from which nothing returns to a group: of
     outputs and operations that do not lead to its new state, and its own at exits."""
     positions = graph.positions
-    equations, kinds = graph.program.equations, graph.primitives.kinds
+    equations, kinds = graph.program.equations, graph.operations.kinds
     returning = {
         i for i, e in enumerate(equations) if positions.flows_into(group, e.outputs)
     }
@@ -132,7 +132,7 @@ def seen_at_exits(graph: Graph) -> frozenset[int]:
 def _ends(graph: Graph, start: Iterable[Var]) -> list[Edge]:
     """Where values that depend on others by local paths are read by mixing operations,
     cut, or given out."""
-    equations, kinds = graph.program.equations, graph.primitives.kinds
+    equations, kinds = graph.program.equations, graph.operations.kinds
     reached, result = set(start), []
     for i, e in enumerate(equations):
         edges = [(i, j) for j, v in enumerate(e.inputs) if v in reached]
@@ -151,7 +151,7 @@ def _ends_at(graph: Graph, edge: Edge) -> bool:
     """Whether the local ways from a site end at an edge, for some elements."""
     shut = graph.converging.get(edge)
     if shut is None:
-        return graph.primitives.kinds[edge[0]] is Kind.MIXING
+        return graph.operations.kinds[edge[0]] is Kind.MIXING
     return bool(shut.any())
 
 

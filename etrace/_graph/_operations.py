@@ -11,33 +11,16 @@ from jax.core import Tracer
 
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
-from ._kinds import ELEMENTWISE, Kind
-from ._movements import MOVED
+from ._ir import Edge, Equation, Program, Var
 from ._partition import LABEL
-from ._program import Edge, Equation, Program, Var
+from ._primitive import Kind
 from ._solves import find_solve_blocks
-
-_MOVEMENT = frozenset(
-    """
-    broadcast_in_dim concatenate expand_dims pad reshape rev slice split squeeze
-    stack tile transpose unstack
-    """.split()
-)
-
-# Movements where the operands from the given one on are indices (or a predicate)
-# that must be known when the program is analysed.
-_INDEXED_MOVEMENT = {
-    "dynamic_slice": slice(1, None),
-    "dynamic_update_slice": slice(2, None),
-    "gather": slice(1, 2),
-    "scatter": slice(1, 2),
-    "select_n": slice(0, 1),
-}
+from .primitives import SOLVE
 
 NOTHING = -1  # the source of an element that no operand supplies (padding)
 
 
-class Primitives:
+class Operations:
     """Classifies the equations of one program."""
 
     def __init__(self, program: Program, known: Mapping[Var, np.ndarray] | None = None):
@@ -61,15 +44,13 @@ class Primitives:
         return self._known[var]
 
     def _classify(self, equation: Equation) -> Kind:
-        name = equation.name
+        primitive = equation.primitive
         if equation.axes:
             return Kind.MIXING
-        if name == "stop_gradient":
-            return Kind.STOP
-        if name in _MOVEMENT:
-            return Kind.MOVEMENT
-        if name in _INDEXED_MOVEMENT:
-            indices = equation.inputs[_INDEXED_MOVEMENT[name]]
+        if primitive.kind in (Kind.STOP, Kind.MOVEMENT):
+            return primitive.kind
+        if primitive.indices is not None:
+            indices = equation.inputs[primitive.indices]
             if all(self.known(v) is not None for v in indices):
                 return Kind.MOVEMENT
         if is_by_element(equation):
@@ -85,7 +66,7 @@ class Primitives:
             return None
         if equation.body is not None or equation.has_own_derivative:
             return find_body_blocks(equation, j, of_body)
-        if equation.name == "custom_linear_solve":
+        if equation.primitive is SOLVE:
             return find_solve_blocks(equation, j, of_body)
         return find_blocks(equation, j, self.known)
 
@@ -111,17 +92,17 @@ class Primitives:
         laid end to end, or `NOTHING`.
         """
         equation = self.program.equations[i]
-        if "sources" in equation.params:  # one that copies were made by
-            return equation.params["sources"]
-        indices = _INDEXED_MOVEMENT.get(equation.name, slice(0, 0))
-        fixed = set(range(len(equation.inputs))[indices])
+        primitive = equation.primitive
+        if primitive.sources is not None:
+            return primitive.sources
+        fixed = set(range(len(equation.inputs))[primitive.indices or slice(0, 0)])
         total = sum(v.size for v in equation.inputs)
-        if equation.name in MOVED and equation.params:
+        if primitive.move is not None and equation.params:
             ids = np.arange(total, dtype=LABEL)
             ends = np.cumsum([v.size for v in equation.inputs])[:-1]
             parts = zip(np.split(ids, ends), equation.inputs)
             operands = [x.reshape(v.shape) for x, v in parts]
-            return MOVED[equation.name](equation, *operands)
+            return primitive.move(equation, *operands)
 
         def move(first: int):
             operands, start = [], first
@@ -142,10 +123,10 @@ class Primitives:
 
 
 @functools.lru_cache(maxsize=256)
-def of_body(program: Program) -> Primitives:
+def of_body(program: Program) -> Operations:
     """The equations of a body. Functions that call functions are looked into from each
     of their operands, again and again."""
-    return Primitives(program)
+    return Operations(program)
 
 
 def _evaluated(
@@ -179,7 +160,7 @@ def is_by_element(equation: Equation) -> bool:
         return False
     if equation.has_own_derivative:
         return is_elementwise(equation, of_body)
-    return equation.name in ELEMENTWISE
+    return equation.primitive.kind is Kind.ELEMENTWISE
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
