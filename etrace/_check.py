@@ -1,6 +1,6 @@
 """Everything that is checked before a call computes anything."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,16 +11,14 @@ from jaxtyping import PyTree
 from ._axes import examples_in
 from ._data import untag
 from ._graph import Graph, digest, fixed
+from ._mesh import check_placement
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
-from ._placement import check_placement
+from ._rule import Rule
 from ._trace import Trace, first_spec
-
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
 
 
 def check_call(
-    algorithm: "ETraceVjpAlgorithm",
+    algorithm: Rule,
     hidden: PyTree,
     other: PyTree,
     trace: Any,
@@ -208,7 +206,7 @@ def _check_batch(algorithm, hidden, other, inputs) -> None:
 _stored: dict[tuple[Any, ...], Spec] = {}
 
 
-def _check_trace(algorithm: "ETraceVjpAlgorithm", trace: Trace, hidden: PyTree) -> None:
+def _check_trace(algorithm: Rule, trace: Trace, hidden: PyTree) -> None:
     """Raises unless a trace is what this algorithm stores for its graph."""
     graph, data = trace.graph, trace.data
     then, now = graph.options, algorithm._graph_options()
@@ -243,9 +241,7 @@ def _check_trace(algorithm: "ETraceVjpAlgorithm", trace: Trace, hidden: PyTree) 
         )
 
 
-def _expected_trace(
-    algorithm: "ETraceVjpAlgorithm", graph: Graph, batch: int | None
-) -> Spec:
+def _expected_trace(algorithm: Rule, graph: Graph, batch: int | None) -> Spec:
     options = {k: v for k, v in vars(algorithm).items() if k != "model"}
     options = jax.tree.map(lambda x: shape_of(x) if eqx.is_array(x) else x, options)
     key = (type(algorithm), Static.of(options), graph, batch)

@@ -2,18 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 
 from ._model import Static, is_array
-
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
+from ._rule import Rule
 
 
-def differentiable(algorithm: "ETraceVjpAlgorithm") -> Callable[..., Any]:
+def differentiable(algorithm: Rule) -> Callable[..., Any]:
     """`_update` of (params, inputs, hidden, other, trace), with `_update_fwd` and
     `_update_bwd` as its derivative.
 

@@ -5,20 +5,15 @@ examples do, and XLA knows where that is, whatever a rule stores: it leaves the 
 one step there. So the state begins where one step would leave it.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import equinox as eqx
 import jax
 from jax.core import Tracer
-from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from ._model import Static, is_array
+from ._rule import Rule
 from ._start import Start, with_trace
 from ._trace import Trace
-
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
 
 
 def is_spread(tree: PyTree) -> bool:
@@ -29,7 +24,7 @@ def is_spread(tree: PyTree) -> bool:
     return any(len(x.sharding.device_set) > 1 for x in known)
 
 
-def started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+def started(algorithm: Rule, inputs: tuple) -> tuple:
     """The state before the first step, each array made where it belongs and nowhere
     else."""
     if not is_spread((algorithm, inputs)):
@@ -40,7 +35,7 @@ def started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
     return jitted(Static.of((_started, static)), arrays)
 
 
-def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: Trace) -> Trace:
+def placed(algorithm: Rule, inputs: tuple, trace: Trace) -> Trace:
     """Shapes and dtypes of a trace, with where its arrays lie if that is several
     devices."""
     if not is_spread((algorithm, inputs)):
@@ -49,17 +44,17 @@ def placed(algorithm: "ETraceVjpAlgorithm", inputs: tuple, trace: Trace) -> Trac
     return jax.tree.map(at, trace, _shardings(algorithm, inputs)[2])
 
 
-def _started(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+def _started(algorithm: Rule, inputs: tuple) -> tuple:
     graph, batch = algorithm._graph(inputs)
     state = Start.of(algorithm, graph).state(batch if algorithm.batched else None)
     return with_trace(algorithm, state)
 
 
-def _stepped(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> tuple:
+def _stepped(algorithm: Rule, inputs: tuple) -> tuple:
     return algorithm.update(*_started(algorithm, inputs), *inputs)[1:]
 
 
-def _shardings(algorithm: "ETraceVjpAlgorithm", inputs: tuple) -> PyTree:
+def _shardings(algorithm: Rule, inputs: tuple) -> PyTree:
     """Where XLA leaves the state after one step, which is not taken."""
     arrays, static = eqx.partition((algorithm, inputs), is_array)
     lowered = _jitted.lower(Static.of((_stepped, static)), arrays)
@@ -72,34 +67,3 @@ def _called(static: Static, arrays: PyTree) -> PyTree:
 
 
 _jitted = jax.jit(_called, static_argnums=0)
-
-
-def check_placement(**trees: PyTree) -> None:
-    """Raises where JAX keeps shardings in the types of arrays, which the steps of a
-    model, once they are analysed, do not have."""
-    for name, tree in trees.items():
-        for x in jax.tree.leaves(tree):
-            if not isinstance(x, jax.Array):
-                continue
-            aval = jax.typeof(x)
-            mesh = aval.sharding.mesh
-            if AxisType.Explicit in mesh.axis_types:
-                raise ValueError(
-                    f"{name} has arrays on a mesh with Explicit axes, "
-                    f"{dict(mesh.shape)}; expected Auto axes. Make the mesh with "
-                    "jax.sharding.Mesh(devices, names), or with jax.make_mesh(..., "
-                    "axis_types=(jax.sharding.AxisType.Auto,) * axes)."
-                )
-            if _varying(aval):
-                raise ValueError(
-                    f"{name} has arrays that shard_map follows over the axes "
-                    f"{sorted(_varying(aval))}. Pass check_vma=False to jax.shard_map, "
-                    "and average gradients and losses by jax.lax.pmean."
-                )
-
-
-def _varying(aval: Any) -> frozenset[str]:
-    """Mesh axes over which `jax.shard_map` knows a value to differ."""
-    if hasattr(aval, "vma"):
-        return aval.vma
-    return aval.manual_axis_type.varying

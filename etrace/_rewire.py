@@ -13,7 +13,7 @@ at the change is exact wherever the two are proportional, number by number of φ
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,13 +25,11 @@ from jaxtyping import Array, PyTree
 from ._check import check_belongs
 from ._graph import Graph, graph_of
 from ._model import Spec, split_model
+from ._rule import Rule
 from ._trace import Trace
 
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
 
-
-def rewired(algorithm: "ETraceVjpAlgorithm", trace: Trace, model: eqx.Module) -> Trace:
+def rewired(algorithm: Rule, trace: Trace, model: eqx.Module) -> Trace:
     """The trace of `algorithm`, for the same model with other constants."""
     check_belongs(algorithm.model, trace)
     check_belongs(model, trace, ignoring_constants=True)
@@ -119,9 +117,7 @@ def _pushed(graph: Graph, model: eqx.Module, params: PyTree, tangent: PyTree) ->
     return [site.form.canonical_weight(x) for site, x in pairs]
 
 
-def _scaled(
-    algorithm: "ETraceVjpAlgorithm", data: Any, graph: Graph, scales: Sequence[Array]
-) -> Any:
+def _scaled(algorithm: Rule, data: Any, graph: Graph, scales: Sequence[Array]) -> Any:
     """What a rule stores, at the sites whose scale is not 1."""
     changed = [isinstance(x, Tracer) or bool(jnp.any(x != 1)) for x in scales]
     if not any(changed):

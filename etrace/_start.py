@@ -1,7 +1,6 @@
 """The state before the first step."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -11,10 +10,8 @@ from jaxtyping import PyTree
 from ._axes import examples_in, repeat_over_batch
 from ._graph import Graph
 from ._model import initial_state
+from ._rule import Rule
 from ._trace import Trace, first_spec
-
-if TYPE_CHECKING:
-    from ._algorithm import ETraceVjpAlgorithm
 
 State = tuple[PyTree, PyTree, Trace]
 
@@ -27,7 +24,7 @@ class Start(eqx.Module):
     graph: Graph = eqx.field(static=True)
 
     @staticmethod
-    def of(algorithm: "ETraceVjpAlgorithm", graph: Graph) -> "Start":
+    def of(algorithm: Rule, graph: Graph) -> "Start":
         state = initial_state(algorithm.model, algorithm.hidden_filter)
         return Start(*state, graph)
 
@@ -45,7 +42,7 @@ class Start(eqx.Module):
         return hidden, other, Trace(None, self.graph, first)
 
 
-def with_trace(algorithm: "ETraceVjpAlgorithm", state: State) -> State:
+def with_trace(algorithm: Rule, state: State) -> State:
     """The same state, its trace made if it was not."""
     hidden, other, trace = state
     if trace.data is None:

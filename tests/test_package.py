@@ -1,5 +1,6 @@
 """The package as a whole: what importing it costs, and how its classes relate."""
 
+import ast
 import importlib
 import inspect
 import json
@@ -90,6 +91,30 @@ def test_import_starts_no_device():
     Starting a device would raise: there is no such platform.
     """
     _python("import etrace", JAX_PLATFORMS="nowhere")
+
+
+def _imported(path: pathlib.Path) -> set[pathlib.Path]:
+    """The files of the package that a file imports, for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].joinpath(
+                *(node.module or "").split(".")
+            )
+            for name in folder, *(folder / n.name for n in node.names):
+                found.update(p for p in (name.with_suffix(".py"),) if p.exists())
+            package = folder / "__init__.py"
+            found.update([package] if node.module and package.exists() else [])
+    return found - {path}
+
+
+def test_no_imports_in_circles():
+    root = pathlib.Path(etrace.__file__).parent
+    left = {p: _imported(p) for p in root.rglob("*.py")}
+    assert sum(map(len, left.values())) > 300
+    while free := {p for p, needs in left.items() if needs.isdisjoint(left)}:
+        left = {p: needs for p, needs in left.items() if p not in free}
+    assert not left, sorted(str(p.relative_to(root)) for p in left)
 
 
 def test_classes_are_abstract_or_final():

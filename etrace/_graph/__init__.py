@@ -9,7 +9,7 @@ from ._constants import fixed as fixed
 from ._credit import exits_of as exits_of, heard as heard, unheard as unheard
 from ._derivative import Arrived as Arrived, Way as Way
 from ._ends import ends_of as ends_of
-from ._graph import Graph as Graph, TraceSpec as TraceSpec
+from ._graph import Graph as Graph, TraceSpec as TraceSpec, of_graph as of_graph
 from ._ir import Edge as Edge, Var as Var
 from ._local import LocalRegion as LocalRegion, added as added
 from ._lookup import (

@@ -1,16 +1,15 @@
 """Constants of a model that the numbers in a trace depend on."""
 
-import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Var
 from ._lookup import digest
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def fixed(graph: Graph) -> Mapping[int, tuple[np.ndarray, bytes | None]]:
     """Of the constants that a trace depends on, by number: the value and its digest, as
     far as the analysis knew them.

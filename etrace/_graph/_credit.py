@@ -6,18 +6,17 @@ step. If they lead to what other groups remember alone (a queue in front of the 
 a count that is read before it is added to), every signal there is zero.
 """
 
-import functools
 from collections.abc import Iterable
 
 import numpy as np
 
 from ._flows import propagate_backwards, pull
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Edge, Var
 from ._partition import LABEL, UNSET, Labels
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def heard(graph: Graph) -> frozenset[int]:
     """The groups with an exit that leads to an output of the same step."""
     groups = range(len(graph.positions.groups))
@@ -28,7 +27,7 @@ def heard(graph: Graph) -> frozenset[int]:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def unheard(graph: Graph) -> tuple[int, ...]:
     """The groups with traces that no signal of the same step reaches, though outputs of
     later steps depend on them.
@@ -86,7 +85,7 @@ def _leads_to_output(graph: Graph, edge: Edge, group: int) -> bool:
     return bool((flows & (graph.positions.group_of(label) == group)).any())
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _to_outputs(graph: Graph) -> Labels:
     """Which elements of every value flow into an output: those that are not UNSET."""
     return _flowing_into(graph, graph.program.outputs[: graph.new_edge(0)[1]])

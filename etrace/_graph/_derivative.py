@@ -129,6 +129,11 @@ class Derivative:
                 at[v] = at[v] + x if v in at else x
         return Arrived(at, edges)
 
+    def prepare(self, way: Way) -> None:
+        """Differentiates the equations of a way, before a loop that goes it."""
+        for i, operands in way.operands.items():
+            self._linear(way, i, operands, each=True)
+
     def at_operand(
         self, edge: Edge, cotangent: Array, each: bool = True
     ) -> tuple[Var, Array]:
@@ -184,15 +189,12 @@ class Derivative:
                 values[j] = own.spread(*self.size)
         key = i, moving, tuple(changes), way.instead.get(i)
         if key not in self._found:
-            self._found[key] = self._differentiated(way, i, aligned(values), moving)
+            self._found[key] = self._differentiated(way, i, values, moving)
         results, pull = self._found[key]
 
         def pulled(own: Sequence[Array | None]) -> Iterable[tuple[int, Array]]:
             pairs = zip(own, results, strict=True)
-            given = [
-                jnp.zeros(r.shape, r.dtype) if x is None else x.astype(r.dtype)
-                for x, r in pairs
-            ]
+            given = [jnp.zeros(r.shape, r.dtype) if x is None else x for x, r in pairs]
             found = zip(moving, pull(given), strict=True)
             return [(j, x) for j, x in found if j in wanted]
 
@@ -208,6 +210,7 @@ class Derivative:
             operands = list(values)
             for j, x in zip(moving, arrays, strict=True):
                 operands[j] = dataclasses.replace(operands[j], array=x)
+            operands = aligned(operands)
             if i in way.instead:
                 known = self.env[outputs[0]]
                 return [way.instead[i](known, operands).array]

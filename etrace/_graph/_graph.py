@@ -7,8 +7,8 @@ works on; it is static (no array of the model in it) and compared by identity.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -38,6 +38,8 @@ from ._shortcuts import with_shortcuts
 from ._sites import Site
 from .primitives import WRAP_KEY
 
+Found = TypeVar("Found")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
@@ -61,6 +63,7 @@ class Graph:
     options: GraphOptions
     diagonals: Mapping[int, Diagonal] | None
     too_large: Mapping[Place, int]  # cut, as positions would hold so many numbers
+    found: dict[Any, Any] = dataclasses.field(default_factory=dict)  # see `of_graph`
 
     def __copy__(self) -> "Graph":
         return self
@@ -211,6 +214,19 @@ class Graph:
     @functools.cached_property
     def inputs(self) -> Mapping[str, tuple[Var, ...]]:
         return _arguments(self.program, self.call, self.coordinates)
+
+
+def of_graph(fun: Callable[..., Found]) -> Callable[..., Found]:
+    """A function of a graph and other fixed things, found once: the graph keeps it."""
+
+    @functools.wraps(fun)
+    def kept(graph: Graph, *arguments: Any) -> Found:
+        key = fun, *arguments
+        if key not in graph.found:
+            graph.found[key] = fun(graph, *arguments)
+        return graph.found[key]
+
+    return kept
 
 
 def analyse(

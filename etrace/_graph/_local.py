@@ -6,7 +6,6 @@ component of the state.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from jaxtyping import Array
 
 from ._batched import take
 from ._derivative import Arrived, Way
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Var
 from ._partition import UNSET
 from ._sites import Site
@@ -123,7 +122,7 @@ class LocalRegion:
         return result
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _to_sites(graph: Graph) -> Way:
     """Cuts stop credit on its way from the old state, not from a weight."""
     direct = {s.edge: s.shape for s in graph.sites if s.direct}

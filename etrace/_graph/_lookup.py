@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._model import BatchAxis, Call, Spec, is_array, split_model
-from ._graph import Graph, analyse
+from ._graph import Graph, analyse, of_graph
 from ._operations import concrete
 from ._options import GraphOptions
 from ._report import silent, untraced
@@ -148,7 +148,7 @@ def _described(graph: Graph) -> tuple[Any, ...]:
 copyreg.pickle(Graph, _described)
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def warn_of_unheard(graph: Graph, groups: tuple[int, ...], name: str) -> None:
     """Warns, once, that no signal of the rule of this name reaches these groups."""
     if groups:

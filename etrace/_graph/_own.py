@@ -8,7 +8,6 @@ positions.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ._derivative import Way
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Edge, Var
 from ._partition import LABEL
 from ._propagation import Propagation
@@ -54,6 +53,7 @@ class OwnPropagation(Propagation):
         """
         graph, group = self.graph, self.graph.positions.groups[g]
         derivative, way = self.values.derivative, _to_old(graph, g)
+        derivative.prepare(way)
 
         def at(position: Array) -> Array:
             seeds = []
@@ -72,7 +72,7 @@ class OwnPropagation(Propagation):
         return jnp.moveaxis(lax.map(at, jnp.arange(group.size, dtype=LABEL)), 0, -1)
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _to_old(graph: Graph, group: int) -> Way:
     equations = range(len(graph.program.equations))
     return Way(graph.program, equations, graph.old, leaving(graph, group))

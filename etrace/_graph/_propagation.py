@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array
 
 from ._batched import take
 from ._derivative import Way
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Edge, Var
 from ._partition import UNSET
 from ._primitive import Kind
@@ -112,9 +111,9 @@ class LocalPropagation(Propagation):
         return self.values.to_groups(at_old)
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _to_old(graph: Graph) -> Way:
-    equations = local_equations(graph, recurrent=True)
+    equations = local_equations(graph, True)
     known = graph.diagonals or {}
     values = graph.old
     if isinstance(graph.options.recurrence, float):
@@ -123,7 +122,7 @@ def _to_old(graph: Graph) -> Way:
     return Way(graph.program, equations, values, _stops(graph), instead=instead)
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _stops(graph: Graph) -> Mapping[Edge, np.ndarray]:
     """Where the old state does not pass: cut, or mixed with other positions."""
     result = dict(graph.positions.cuts)
@@ -136,7 +135,7 @@ def _stops(graph: Graph) -> Mapping[Edge, np.ndarray]:
     return result
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _own(graph: Graph) -> Mapping[int, np.ndarray]:
     """Elements of each new state leaf that are local to their own position."""
     result = {}

@@ -5,16 +5,14 @@ depend, as boolean arrays [*shape, sources]. Where a weight is zero by construct
 constant mask) nothing passes; a weight that happens to be zero does not count.
 """
 
-import functools
-
 import numpy as np
 
 from ._dependence import Dependence, Flags
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._partition import LABEL, UNSET
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def reach(graph: Graph, n: int) -> tuple[np.ndarray, ...]:
     """Per site, which numbers of the state a weight can influence within `n` steps.
 
@@ -47,7 +45,7 @@ def reach(graph: Graph, n: int) -> tuple[np.ndarray, ...]:
     return tuple(result)
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def pattern(graph: Graph) -> np.ndarray:
     """Which entries of ∂h_t/∂h_{t-1} may not be zero, [N, N]."""
     sources, start = {}, 0

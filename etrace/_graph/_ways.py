@@ -1,17 +1,16 @@
 """What the graph alone says of the ways through a step."""
 
-import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ._graph import Graph
+from ._graph import Graph, of_graph
 from ._ir import Edge, Var
 from ._partition import UNSET
 from ._primitive import Kind
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def local_equations(graph: Graph, recurrent: bool = False) -> tuple[int, ...]:
     """The equations of the local region, in order.
 
@@ -50,7 +49,7 @@ def new_values(graph: Graph) -> list[Var]:
     return [copies[v] for v in graph.new]
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def complete_groups(graph: Graph) -> frozenset[int]:
     """Groups whose remembered state parameters enter only by sites traced in full.
 
@@ -87,7 +86,7 @@ def complete_groups(graph: Graph) -> frozenset[int]:
     return frozenset(filter(complete, range(len(graph.positions.groups))))
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
     """The elements, where they are read, from which nothing returns to a group: of
     outputs and operations that do not lead to its new state, and its own at exits."""
@@ -110,7 +109,7 @@ def leaving(graph: Graph, group: int) -> Mapping[Edge, np.ndarray]:
     return result
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def seen_at_exits(graph: Graph) -> frozenset[int]:
     """Traces whose sites act on the losses of their step by the exits of one group.
 

@@ -1,7 +1,6 @@
 """SnAp: the sparse n-step approximation of real-time recurrent learning."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._backward import LearningSignals
-from .._graph import Graph, heard, positions_of, reach
+from .._graph import Graph, heard, of_graph, positions_of, reach
 from .._window import Window
 from ._whole_step import At, WholeStep, WholeStepRule, stored_dtype
 
@@ -134,7 +133,7 @@ class _Block:
     positions: np.ndarray  # whether a column reaches each position, [m, positions]
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _blocks(graph: Graph, n: int) -> tuple[tuple[_Block, ...], ...]:
     """Per trace; the whole of a site's influence is kept with its first trace."""
     left, position = dict(enumerate(reach(graph, n))), positions_of(graph)

@@ -26,6 +26,7 @@ from .._graph import (
     Value,
     Var,
     leaving,
+    of_graph,
     positions_of,
     run,
     stopped,
@@ -332,7 +333,7 @@ def _shifted(
     return edge
 
 
-@functools.lru_cache(maxsize=256)
+@of_graph
 def _equations(graph: Graph, wanted: tuple[Var, ...]) -> tuple[int, ...]:
     """The equations that these values need; none that only acts (a print)."""
     needed, result = set(wanted), []

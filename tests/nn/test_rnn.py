@@ -253,9 +253,10 @@ def accuracy(algorithm, delay):
 
 
 def learn(algorithm, delay, steps, window, rate):
-    """One pass over never-ending streams, an update of the weights every window."""
+    """One pass over never-ending streams, an update of the weights every window, by
+    ever less: what is learnt does not depend on rounding."""
     inputs, targets = delayed_copy(KEYS[5], delay, steps)
-    optimiser = optax.adam(rate)
+    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps // window))
     train = etrace.learn(wrong_bit, optimiser, window=window)
     state = optimiser.init(eqx.filter(algorithm.model, eqx.is_inexact_array))
     stream = algorithm.init(inputs[0])
