@@ -58,6 +58,14 @@ def examples(ci: Any, thorough: Any) -> Any:
     return thorough if profile == "thorough" else ci
 
 
+def quick_to_compile() -> dict[str, str]:
+    """What the environment of another process needs to compile as quickly as the tests
+    do; it has the devices that it wants."""
+    flags = os.environ["XLA_FLAGS"].split()
+    kept = [flag for flag in flags if "device_count" not in flag]
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(kept)}
+
+
 def siblings(problem: et.Problem, number: int = 2) -> list[et.Problem]:
     """The problem, and more of its structure: other weights, states and data.
 

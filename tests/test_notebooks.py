@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .helpers import quick_to_compile
+
 with warnings.catch_warnings():
     # What the Jupyter packages deprecate among themselves is not ours to repair.
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -38,9 +40,7 @@ def environment(tmp_path, monkeypatch):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     # Jupyter, too, finds the modules beside a notebook.
     path = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
-    flags = ["backend_optimization_level=0", "llvm_disable_expensive_passes=true"]
-    jax = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(f"--xla_{f}" for f in flags)}
-    return kept | {"PYTHONPATH": path} | jax
+    return kept | {"PYTHONPATH": path} | quick_to_compile()
 
 
 def test_there_are_notebooks():

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+from ..helpers import quick_to_compile
+
 
 def free_address() -> str:
     with socket.socket() as listening:
@@ -22,7 +24,7 @@ def test_two_processes_train_what_one_does():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=kept,
+            env=kept | quick_to_compile(),
         )
         for process in range(2)
     ]
