@@ -104,3 +104,8 @@ RULES: dict[str, Rule] = {
         _part(etrace.EProp, kappa=0.7, feedback="random"), None, _now
     ),
 }
+
+#: One rule of each family, which store and move their traces in ways of their own: per
+#: parameter, factored, with a filter of what a layer emits, of the state as a whole,
+#: exact and by random signs, around another rule, and written by a user.
+FAMILIES = ("DRTRL", "ESDRTRL", "OTPE", "SnAp", "UORO", "ThreeFactor", "a toy")
