@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from ._axes import Axes
 from ._backward import backwards
-from ._check import check_call, guarded
+from ._check import check_call, check_shapes, check_values, guarded
 from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
@@ -134,9 +134,9 @@ class ETraceVjpAlgorithm(Rule):
         Differentiable in the model's parameters and in the inputs. The cotangent of
         `hidden` is zero: the past is the trace's business.
         """
-        inputs = as_arrays(inputs)
-        check_call(self, hidden, other, trace, inputs)
-        return updated(guarded(self, trace.graph), hidden, other, trace, inputs)
+        graph = check_values(self, hidden, other, trace)
+        state = hidden, other, trace
+        return _called(guarded(self, graph), *state, as_arrays(inputs))
 
     def check(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
@@ -316,6 +316,19 @@ class ETraceVjpAlgorithm(Rule):
         data = self._data(trace, ran.window.size[1])
         signals = self._learning_signals(window, signals)
         return self._solve_weight_gradients(data, window, signals), inputs
+
+
+@eqx.filter_jit
+def _called(
+    algorithm: ETraceVjpAlgorithm,
+    hidden: PyTree,
+    other: PyTree,
+    trace: Trace,
+    inputs: tuple[PyTree, ...],
+) -> tuple[PyTree, PyTree, PyTree, Trace]:
+    """`update` of such shapes, which are checked once."""
+    check_shapes(algorithm, hidden, other, trace, inputs)
+    return updated(algorithm, hidden, other, trace, inputs)
 
 
 @eqx.filter_jit

@@ -25,13 +25,32 @@ def check_call(
     inputs: tuple[PyTree, ...],
 ) -> None:
     """Raises unless state and inputs are what `init` led to expect."""
+    check_values(algorithm, hidden, other, trace)
+    check_shapes(algorithm, hidden, other, trace, inputs)
+
+
+def check_values(algorithm: Rule, hidden: PyTree, other: PyTree, trace: Any) -> Graph:
+    """The graph of a trace; raises for what other numbers make wrong, call by call."""
     graph = _graph_of(trace)
     _check_kept(hidden=hidden, other=other, trace=trace)
+    _check_constants(algorithm.model, graph)
+    return graph
+
+
+def check_shapes(
+    algorithm: Rule,
+    hidden: PyTree,
+    other: PyTree,
+    trace: Trace,
+    inputs: tuple[PyTree, ...],
+) -> None:
+    """Raises for what is wrong with all calls of such structures, shapes and dtypes:
+    inside a compiled function it is found once."""
     check_placement(
         model=algorithm.model, hidden=hidden, other=other, trace=trace, inputs=inputs
     )
-    call = graph.call
-    check_belongs(algorithm.model, trace)
+    call = trace.graph.call
+    _check_model(algorithm.model, call)
     batch = 1 if algorithm.batched else 0
     _check_state("hidden", hidden, call.hidden, batch)
     _check_state("other", other, call.other, batch)
@@ -46,11 +65,21 @@ def check_belongs(
     """Raises unless a trace was made for this model, but for its parameters."""
     graph = _graph_of(trace)
     _check_model(model, graph.call)
-    if fixed(graph) and not ignoring_constants:
-        now = jax.tree.leaves(split_model(model)[1])
-        for n, (_, then) in fixed(graph).items():
-            if digest(now[n]) not in (None, then):
-                raise ValueError(_changed(graph, n))
+    if not ignoring_constants:
+        _check_constants(model, graph)
+
+
+def _check_constants(model: eqx.Module, graph: Graph) -> None:
+    """Raises if constants that a trace depends on have changed."""
+    if not fixed(graph):
+        return
+    consts = split_model(model)[1]
+    if jax.tree.structure(consts) != graph.call.consts.treedef:
+        _check_model(model, graph.call)
+    now = jax.tree.leaves(consts)
+    for n, (_, then) in fixed(graph).items():
+        if digest(now[n]) not in (None, then):
+            raise ValueError(_changed(graph, n))
 
 
 def guarded(algorithm: Any, graph: Graph) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
+from ._check import check_values
 from ._data import MultiStepData, Tag, as_arrays
 from ._graph import Graph
 from ._model import Spec, kind_of, shape_of
@@ -149,9 +150,8 @@ def _check_targets(mask: Array, targets: PyTree) -> None:
 def graph_for(
     algorithm: ETraceVjpAlgorithm, state: PyTree | None, sequence: Sequence
 ) -> Graph:
-    """The graph of the sequence's steps: that of a state that is given, which is
-    checked. (It is not looked for again, since inside `jax.jit` less of the model is
-    known.)"""
+    """The graph of the sequence's steps: that of a state that is given. (It is not
+    looked for again, since inside `jax.jit` less of the model is known.)"""
     if state is None:
         return algorithm._graph(sequence.steps)[0]
     if not (isinstance(state, tuple | list) and len(state) == 3):
@@ -159,8 +159,17 @@ def graph_for(
             f"state is {kind_of(state)}; expected the triple (hidden, other, "
             "trace) of init(...) or of the last call, or None for a fresh state."
         )
-    algorithm.check(*state, *sequence.steps)
-    return state[2].graph
+    return check_values(algorithm, *state)
+
+
+def check_function(loss_fn: Any) -> None:
+    """Raises unless it may be a loss."""
+    if not callable(loss_fn) or not _hashable(loss_fn):
+        raise TypeError(
+            f"loss_fn is {kind_of(loss_fn)}; expected a hashable function "
+            "loss_fn(outputs_t, targets_t) -> scalar. Put arrays it needs into the "
+            "targets, and what is learnt into the model."
+        )
 
 
 def check_loss(
@@ -170,12 +179,6 @@ def check_loss(
     graph: Graph,
 ) -> None:
     """Raises unless the loss of one step is a real scalar."""
-    if not callable(loss_fn) or not _hashable(loss_fn):
-        raise TypeError(
-            f"loss_fn is {kind_of(loss_fn)}; expected a hashable function "
-            "loss_fn(outputs_t, targets_t) -> scalar. Put arrays it needs into the "
-            "targets, and what is learnt into the model."
-        )
     each = sequence.mask is not None and sequence.mask.ndim == 2
     lead = () if sequence.batch is None or each else (sequence.batch,)
     outputs = Spec.of(graph.outputs.tree(lead))

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
-from ._check_sequence import Sequence, check_loss, check_sequence, graph_for
+from ._check_sequence import (
+    Sequence,
+    check_function,
+    check_loss,
+    check_sequence,
+    graph_for,
+)
 from ._data import MultiStepData
+from ._graph import Graph
 from ._mask import finite_inputs, held_where_masked, weighted
 from ._modulation import Modulation
 from ._start import State, with_trace
@@ -33,8 +40,12 @@ class Loss(eqx.Module):
         """Checks the arguments; returns the sequence and the graph of its steps."""
         sequence = check_sequence(algorithm, inputs, targets, mask, modulator)
         graph = graph_for(algorithm, state, sequence)
-        check_loss(sequence, self.loss_fn, self.has_aux, graph)
+        check_function(self.loss_fn)
         return sequence, graph
+
+    def check(self, sequence: Sequence, graph: Graph) -> None:
+        """Raises unless the loss of one step is a real scalar."""
+        check_loss(sequence, self.loss_fn, self.has_aux, graph)
 
     def summed(self, algorithm, state, sequence: Sequence, window: int):
         """(value, aux, gradients, state) of a sequence, window by window."""

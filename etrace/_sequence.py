@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm, updated
-from ._check import guarded
+from ._check import check_shapes, guarded
 from ._check_sequence import (
     Sequence,
     check_optimiser,
@@ -101,7 +101,8 @@ def value_and_grad(
 @eqx.filter_jit(donate="all-except-first")
 def _value_and_grad(kept, state):
     loss, algorithm, sequence, start = kept
-    state = begun(start, state, sequence)
+    state = begun(algorithm, start, state, sequence)
+    loss.check(sequence, state[2].graph)
     state = _packed(algorithm, state, sequence, loss.window)
     value, aux, grads, state = loss.summed(algorithm, state, sequence, loss.window)
     value, grads = loss.scale((value, grads), sequence)
@@ -181,7 +182,8 @@ def learn(
 def _learn(kept, state):
     loss, optimiser, algorithm, optimiser_state, sequence, start = kept
     params, rest = eqx.partition(algorithm.model, eqx.is_inexact_array)
-    state = begun(start, state, sequence)
+    state = begun(algorithm, start, state, sequence)
+    loss.check(sequence, state[2].graph)
     state = _packed(algorithm, state, sequence, loss.window)
 
     def step(carry, part):
@@ -233,7 +235,7 @@ def evolve(
 @eqx.filter_jit(donate="all-except-first")
 def _evolve(kept, state):
     algorithm, sequence, start, window = kept
-    state = with_trace(algorithm, begun(start, state, sequence))
+    state = with_trace(algorithm, begun(algorithm, start, state, sequence))
 
     def step(state, part):
         outputs, *state = updated(algorithm, *state, part.steps)
@@ -258,11 +260,17 @@ def starting(
     return Start.of(algorithm, graph), None
 
 
-def begun(start: Start | None, state: State | None, sequence: Sequence) -> State:
-    """The state to begin with, from what `starting` gave."""
+def begun(
+    algorithm: ETraceVjpAlgorithm,
+    start: Start | None,
+    state: State | None,
+    sequence: Sequence,
+) -> State:
+    """The state to begin with, from what `starting` gave; raises if it does not fit."""
     if start is not None:
         return start.state(sequence.batch)
     assert state is not None
+    check_shapes(algorithm, *state, sequence.steps)
     return state
 
 

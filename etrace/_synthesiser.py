@@ -74,7 +74,7 @@ def fit_synthesiser(
             "synthesiser is fitted for."
         )
     start = starting(algorithm, graph, None, sequence)
-    hidden, other, _ = begun(*start, sequence)
+    hidden, other, _ = begun(algorithm, *start, sequence)
     moving, rest = eqx.partition(algorithm.synthesiser, eqx.is_inexact_array)
     loss = Loss(loss_fn, window, "sum", has_aux=False, carry=True)
     problem = _Problem(

@@ -94,9 +94,11 @@ def test_import_starts_no_device():
 
 
 def _imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of the package that a file imports, for types too."""
+    """The files of the package that a file imports when it is loaded, or for types."""
+    body = ast.parse(path.read_text()).body
+    body += [inner for node in body if isinstance(node, ast.If) for inner in node.body]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in body:
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.parents[node.level - 1].joinpath(
                 *(node.module or "").split(".")
