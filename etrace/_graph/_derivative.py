@@ -56,6 +56,8 @@ class Way:
         leading, found = set(self.values), {}
         for i in self.equations:
             e = self.program.equations[i]
+            if e.primitive.flat:  # what depends on its results need have no derivative
+                continue
             own = [
                 j
                 for j, v in enumerate(e.inputs)
