@@ -84,7 +84,10 @@ def test_single_step_equals_dense_reference(kind: str):
         assert np.mean(np.array(shares) > 1e-4) >= 0.5
 
 
-@pytest.mark.parametrize("kind", et.CELLS)
+@pytest.mark.parametrize(
+    "kind",
+    examples(ci=("gru", "lstm", "complex_lru", "recurrent_lif"), thorough=[*et.CELLS]),
+)
 @hypothesis.settings(max_examples=examples(ci=1, thorough=8))
 @hypothesis.given(data=st.data())
 def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
@@ -109,7 +112,10 @@ def test_one_multi_step_window_is_bptt(problem: et.Problem):
     assert et.gradient_distance(grads, expected) < TOLERANCE
 
 
-LOCAL = ["lru", "indrnn", "mingru", "leaky", "lif", "complex_lru"]
+LOCAL = examples(
+    ci=["indrnn", "leaky", "complex_lru"],
+    thorough=["lru", "indrnn", "mingru", "leaky", "lif", "complex_lru"],
+)
 
 
 @pytest.mark.parametrize("kind", LOCAL)

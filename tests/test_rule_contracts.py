@@ -1,5 +1,10 @@
-"""What every rule keeps: each rule of `RULES` takes every test here."""
+"""What every rule keeps.
 
+Each rule of `RULES` takes every test in the profile "thorough". By default what rests
+on code of all rules is asked of one rule for each way to store and move a trace.
+"""
+
+import functools
 import io
 import warnings
 from typing import Any
@@ -14,27 +19,44 @@ import etrace
 import etrace.testing as et
 from etrace import MultiStepData
 
-from .helpers import fresh_caches
-from .rules import RULES, Rule
+from .helpers import examples, fresh_caches
+from .rules import FAMILIES, RULES, Rule
 
 LAYERS = (et.LayerSpec("leaky", 3), et.LayerSpec("lif", 2))
 SPEC = et.NetSpec(LAYERS, readout="linear", initial="tanh")
 LENGTH, BATCH = 4, 2
-every_rule = pytest.mark.parametrize("name", RULES)
 # Variants that differ only in the gradient.
 VARIANTS = ("ThreeFactor of ESDRTRL", "EProp, random feedback")
-each_rule = pytest.mark.parametrize("name", [n for n in RULES if n not in VARIANTS])
+# Rules of a family come first: each has one place in all lists, by which pytest keeps
+# its tests together.
+NAMES = sorted(RULES, key=lambda name: (name not in FAMILIES, name in VARIANTS))
+every_rule = pytest.mark.parametrize("name", NAMES, scope="module")
+each_rule = pytest.mark.parametrize("name", NAMES[: -len(VARIANTS)], scope="module")
+a_rule_of_each_family = pytest.mark.parametrize(
+    "name",
+    examples(ci=NAMES[: len(FAMILIES)], thorough=NAMES[: -len(VARIANTS)]),
+    scope="module",
+)
+
+
+@functools.lru_cache(maxsize=1)
+def one_rule(name: str) -> dict[Any, Any]:
+    """What the tests of a rule share."""
+    fresh_caches(2)
+    return {}
 
 
 def setup(name: str, dtype: Any = None, batch: int | None = None) -> tuple:
     """(rule, problem, algorithm)."""
-    fresh_caches(10)
-    rule = RULES[name]
-    problem = et.make_problem(SPEC, length=LENGTH, batch=batch, dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
-        algorithm = rule.make(problem.model, batched=batch is not None)
-    return rule, problem, algorithm
+    shared, rule = one_rule(name), RULES[name]
+    if (dtype, batch) not in shared:
+        problem = et.make_problem(SPEC, length=LENGTH, batch=batch, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
+            algorithm = rule.make(problem.model, batched=batch is not None)
+            algorithm.init(problem.inputs[0])
+        shared[dtype, batch] = problem, algorithm
+    return rule, *shared[dtype, batch]
 
 
 def modulator(rule: Rule, dtype: Any = None) -> dict[str, Any]:
@@ -42,20 +64,40 @@ def modulator(rule: Rule, dtype: Any = None) -> dict[str, Any]:
     return {"modulator": jnp.asarray(values, dtype)} if rule.modulated else {}
 
 
-def driver(problem: et.Problem, window: int, carry: bool = False) -> Any:
-    loss = problem.loss_fn
-    if problem.batch is not None:
-        loss = lambda y, t: jnp.sum(jax.vmap(problem.loss_fn)(y, t))  # noqa: E731
-    return etrace.value_and_grad(loss, window=window, reduction="sum", carry=carry)
+def is_alone(name: str) -> bool:
+    """Whether no reference says what the rule is."""
+    return RULES[name].reference is None
 
 
-@every_rule
-def test_windows_are_steps(name: str):
-    rule, problem, algorithm = setup(name)
+def summed(outputs: Any, targets: Any) -> jax.Array:
+    return jnp.sum(jax.vmap(et.squared_error)(outputs, targets))
+
+
+@functools.cache
+def driver(window: int, batched: bool = False) -> Any:
+    """Of a batch, one that keeps no trace after the last window."""
+    if batched:
+        return etrace.value_and_grad(
+            summed, window=window, reduction="sum", carry=False
+        )
+    return etrace.value_and_grad(et.squared_error, window=window, reduction="sum")
+
+
+def gradient(rule: Rule, problem: et.Problem, algorithm: Any, window: int = 2) -> Any:
     data = (problem.inputs, problem.targets)
-    grads = [
-        driver(problem, k)(algorithm, None, *data, **modulator(rule))[1] for k in (1, 3)
-    ]
+    more = modulator(rule, problem.targets.dtype)
+    return driver(window)(algorithm, None, *data, **more)[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    examples(ci=[n for n in NAMES if n in FAMILIES or is_alone(n)], thorough=NAMES),
+    scope="module",
+)
+def test_windows_are_steps(name: str):
+    """The references of the others know no windows, and test_rules draws these."""
+    rule, problem, algorithm = setup(name)
+    grads = [gradient(rule, problem, algorithm, window) for window in (1, 3)]
     assert et.gradient_distance(grads[1], grads[0]) < 1e-10
     _, now = problem.truncated(window=1)
     assert et.gradient_distance(grads[0], now) > 1e-3
@@ -66,15 +108,14 @@ def test_a_batch_is_its_examples(name: str):
     rule, problem, algorithm = setup(name, batch=BATCH)
     state = algorithm.init(problem.inputs[0])
     data = (problem.inputs, problem.targets)
-    together = driver(problem, 2)(algorithm, copied(state), *data, **modulator(rule))[1]
-    single = rule.make(problem.model)
+    run = driver(2, batched=True)
+    together = run(algorithm, copied(state), *data, **modulator(rule))[1]
+    _, _, single = setup(name)
     total = None
     for i in range(BATCH):
         example = jax.tree.map(lambda x: x[i], state)  # noqa: B023
         data = (problem.inputs[:, i], problem.targets[:, i])
-        grads = etrace.value_and_grad(
-            problem.loss_fn, window=2, reduction="sum", carry=False
-        )(single, example, *data, **modulator(rule))[1]
+        grads = driver(2)(single, example, *data, **modulator(rule))[1]
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     assert et.gradient_distance(together, total) < 1e-10
 
@@ -83,20 +124,20 @@ def copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-@each_rule
+@a_rule_of_each_family
 def test_low_precision(name: str):
     """Of everything, and of what is stored."""
     rule, problem, algorithm = setup(name)
-    _, exact = gradient(rule, problem, algorithm)
+    exact = gradient(rule, problem, algorithm)
     rounded = rule.make(problem.model, trace_dtype=jnp.bfloat16)
     *_, trace = rounded.init(problem.inputs[0])
     stored = {x.dtype for x in jax.tree.leaves(trace) if x.ndim > 1}
     assert jnp.dtype(jnp.bfloat16) in stored
-    _, grads = gradient(rule, problem, rounded)
+    grads = gradient(rule, problem, rounded)
     assert 0 < et.gradient_distance(grads, exact) < 0.05
 
     rule, problem, algorithm = setup(name, jnp.bfloat16)
-    _, grads = gradient(rule, problem, algorithm)
+    grads = gradient(rule, problem, algorithm)
     params = eqx.filter(problem.model, eqx.is_inexact_array)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
     assert all(a.dtype == b.dtype for a, b in pairs)
@@ -105,19 +146,13 @@ def test_low_precision(name: str):
         assert et.gradient_distance(wide, exact) < 0.1
 
 
-def gradient(rule: Rule, problem: et.Problem, algorithm: Any, window: int = 2) -> Any:
-    data = (problem.inputs, problem.targets)
-    more = modulator(rule, problem.targets.dtype)
-    return driver(problem, window)(algorithm, None, *data, **more)
-
-
-@each_rule
+@a_rule_of_each_family
 def test_jit_vmap_and_scan(name: str):
     rule, problem, algorithm = setup(name)
     extra = {"modulator": jnp.asarray(0.5)} if rule.modulated else {}
     xs = problem.inputs
 
-    def gradient(algorithm, state, x, target):
+    def step_gradient(algorithm, state, x, target):
         def loss(algorithm):
             outputs, *new = algorithm.update(*state, x, **extra)
             return problem.loss_fn(outputs, target), tuple(new)
@@ -128,13 +163,13 @@ def test_jit_vmap_and_scan(name: str):
     state = algorithm.init(xs[0])
     total = None
     for x, target in zip(xs, problem.targets, strict=True):
-        grads, state = gradient(algorithm, state, x, target)
+        grads, state = step_gradient(algorithm, state, x, target)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
 
     @eqx.filter_jit
     def scanned(algorithm, state, xs, targets):
         def step(state, data):
-            grads, state = gradient(algorithm, state, *data)
+            grads, state = step_gradient(algorithm, state, *data)
             return state, grads
 
         state, grads = jax.lax.scan(step, state, (xs, targets))
@@ -152,11 +187,11 @@ def test_jit_vmap_and_scan(name: str):
     assert all(np.allclose(a, b, atol=1e-10) for a, b in same)
 
 
-@each_rule
+@a_rule_of_each_family
 def test_a_saved_state_goes_on_the_same_and_compiles_nothing(name: str, caplog):
     rule, problem, algorithm = setup(name)
     data = (problem.inputs, problem.targets)
-    run = driver(problem, 2, carry=True)
+    run = driver(2)
     *_, state = run(algorithm, None, *data, **modulator(rule))
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, state)
@@ -182,15 +217,15 @@ def test_reported_bytes_are_actual(name: str, batch: int | None):
     assert algorithm.graph(x).nbytes == actual > 0
 
 
-@each_rule
+@a_rule_of_each_family
 def test_short_sequences(name: str):
     rule, problem, algorithm = setup(name)
     more = modulator(rule)
     with pytest.raises(ValueError, match="empty sequence"):
-        driver(problem, 1)(algorithm, None, problem.inputs[:0], problem.targets[:0])
+        driver(1)(algorithm, None, problem.inputs[:0], problem.targets[:0])
     first = jax.tree.map(lambda x: x[:1], (problem.inputs, problem.targets, more))
     inputs, targets, more = first
-    _, grads = driver(problem, 3)(algorithm, None, inputs, targets, **more)
+    _, grads, _ = driver(3)(algorithm, None, inputs, targets, **more)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     if rule.modulated:
         return
@@ -203,15 +238,14 @@ def test_methods_are_those_it_has(name: str):
     rule, problem, _ = setup(name)
     if "multi-step" in rule.methods:
         algorithm = rule.make(problem.model, vjp_method="multi-step")
-        data = (problem.inputs, problem.targets)
-        _, grads = driver(problem, LENGTH)(algorithm, None, *data)
+        grads = gradient(rule, problem, algorithm, LENGTH)
         assert et.gradient_distance(grads, problem.bptt()[1]) < 1e-10
     else:
         with pytest.raises(ValueError, match="vjp_method is .*single-step"):
             rule.make(problem.model, vjp_method="multi-step")
 
 
-@every_rule
+@a_rule_of_each_family
 def test_inputs_get_their_cotangent(name: str):
     rule, problem, algorithm = setup(name)
     state = algorithm.init(problem.inputs[0])

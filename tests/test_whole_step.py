@@ -44,7 +44,9 @@ def of_kind(kind: str) -> st.SearchStrategy[et.NetSpec]:
 # -------------------------------------------------------------------------------- RTRL
 
 
-@pytest.mark.parametrize("kind", et.CELLS)
+@pytest.mark.parametrize(
+    "kind", examples(ci=("gru", "lstm", "complex_lru", "alif"), thorough=[*et.CELLS])
+)
 def test_rtrl_is_bptt(kind: str):
     """Norms, encoders and factored weights are no exception."""
     shares = []

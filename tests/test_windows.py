@@ -21,6 +21,8 @@ from etrace.testing import (
     truncated,
 )
 
+from .helpers import examples
+
 # What they are good for: three numbers from one product; two components, one of them
 # without memory; outputs read before the reset.
 KINDS = ("gru", "lstm", "lif")
@@ -420,9 +422,15 @@ def test_drivers_inside_jit():
 
 
 @pytest.mark.parametrize(
-    "precision, tolerance", [("float32", 1e-5), ("float64", 1e-10)]
+    "cell, precision, tolerance",
+    [
+        ("gru", "float32", 1e-5),
+        ("lif", "float64", 1e-10),
+        *examples(
+            ci=[], thorough=[("gru", "float64", 1e-10), ("lif", "float32", 1e-5)]
+        ),
+    ],
 )
-@pytest.mark.parametrize("cell", ["gru", "lif"])
 def test_any_window_gives_the_same_gradient(cell, precision, tolerance):
     """Also a ragged one, and one from which no trace is kept."""
     problem = problem_of(cell, length=100)
