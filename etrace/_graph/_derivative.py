@@ -184,6 +184,8 @@ class Derivative:
         values = [self.env[v] for v in equation.inputs]
         changes = []
         for j in moving if each else ():
+            if j not in wanted and not values[j].depth:
+                continue  # a weight of a loop: it may be large
             shape = way.shape((i, j))
             own = values[j] if shape is None else values[j].widen(shape)
             if own is not values[j] or own.depth < 2:
