@@ -99,7 +99,7 @@ class _Parts:
         same, first = self.loop.constants, self.loop.constants + self.loop.carry
         env: Env = dict(zip(self.body.jaxpr.constvars, self.body.consts, strict=True))
         env.update(zip(inputs, operands[:same]))
-        self._evaluate(self.before, env)
+        _evaluate(self.body.jaxpr, self.before, env)
         env.update(((v, to), jnp.broadcast_to(env[v], to)) for v, to in self.wide)
         rounds = dict(zip(inputs[first:], operands[first:], strict=True))
         rounds.update(self._of_rounds(env, rounds))
@@ -110,7 +110,7 @@ class _Parts:
         def step(carry: Sequence[Any], now: Sequence[Any]):
             inner = {**env, **dict(zip(inputs[same:first], carry))}
             inner.update(zip(moving, now, strict=True))
-            self._evaluate(self.inside, inner)
+            _evaluate(self.body.jaxpr, self.inside, inner)
             new = [_value(inner, v) for v in outputs[: self.loop.carry]]
             return new, [_value(inner, v) for v in ys]
 
@@ -128,35 +128,37 @@ class _Parts:
 
         def of_round(*now: Any) -> list[Any]:
             inner = {**env, **dict(zip(rounds, now, strict=True))}
-            self._evaluate(self.each, inner)
+            _evaluate(self.body.jaxpr, self.each, inner)
             return [inner[v] for v in made]
 
         return dict(zip(made, jax.vmap(of_round)(*rounds.values()), strict=True))
 
-    def _evaluate(self, equations: Iterable[Any], env: Env) -> None:
-        for e in equations:
-            operands = [_value(env, v, _spread_over(e)) for v in e.invars]
-            env.update(zip(e.outvars, callable_of(self.body.jaxpr, e)(*operands)))
-
 
 def _flat(closed):
     """A jaxpr with the functions that the user's code calls in their place."""
-    eqns = closed.jaxpr.eqns
-    if not any(map(_is_call, eqns)):
+    if not any(map(_is_call, closed.jaxpr.eqns)):
         return closed
-    return _flat(jax.make_jaxpr(lambda *xs: _inlined(closed, xs))(*closed.in_avals))
+    return jax.make_jaxpr(lambda *operands: _applied(closed, operands))(
+        *closed.in_avals
+    )
 
 
-def _inlined(closed, operands: Sequence[Any]) -> list[Any]:
+def _applied(closed, operands: Sequence[Any]) -> list[Any]:
     env: Env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(closed.jaxpr.invars, operands, strict=True))
-    for e in closed.jaxpr.eqns:
-        own = [_value(env, v) for v in e.invars]
-        if _is_call(e):
-            env.update(zip(e.outvars, _inlined(inner_jaxpr(e), own)))
-        else:
-            env.update(zip(e.outvars, callable_of(closed.jaxpr, e)(*own)))
+    _evaluate(closed.jaxpr, closed.jaxpr.eqns, env)
     return [_value(env, v) for v in closed.jaxpr.outvars]
+
+
+def _evaluate(jaxpr, equations: Iterable[Any], env: Env) -> None:
+    """Extends `env`, the bodies of functions that the user's code calls looked into."""
+    for e in equations:
+        operands = [_value(env, v, _spread_over(e)) for v in e.invars]
+        if _is_call(e):
+            results = _applied(inner_jaxpr(e), operands)
+        else:
+            results = callable_of(jaxpr, e)(*operands)
+        env.update(zip(e.outvars, results))
 
 
 def _is_call(eqn) -> bool:

@@ -1,5 +1,6 @@
 """What traces have to remember."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -136,14 +137,14 @@ def with_uses(
     traces: Sequence[TraceSpec], sites: Sequence[Site]
 ) -> tuple[TraceSpec, ...]:
     """The same, each with its `uses`."""
-    weights = [sites[spec.site].weight for spec in traces]
+    uses = collections.Counter(sites[spec.site].weight for spec in traces)
     alike: dict[Any, list[int]] = {}
     for t, spec in enumerate(traces):
         key: Any = t
-        if weights.count(weights[t]) > 1:
+        if uses[sites[spec.site].weight] > 1:
             site, positions = sites[spec.site], spec.positions.astype(LABEL)
             key = spec.group, spec.components, positions.shape, positions.tobytes()
             key += site.weight, site.direct, site.form.layout.tobytes()
         alike.setdefault(key, []).append(t)
-    uses = {t: tuple(found) for found in alike.values() for t in found}
-    return tuple(dataclasses.replace(x, uses=uses[t]) for t, x in enumerate(traces))
+    found = {t: tuple(same) for same in alike.values() for t in same}
+    return tuple(dataclasses.replace(x, uses=found[t]) for t, x in enumerate(traces))

@@ -143,12 +143,15 @@ class _Builder:
             return self.inline(inner, read)
         if primitive is COND and not is_opaque(eqn):
             return self._select(eqn, read)
+        equation = None
         if primitive is SCAN and eqn.params["length"]:
             apart = taken_apart(eqn, read, self._weights(read))
             if apart is not None:
                 return self._inline_at(line_of(eqn), apart, read, only=is_of_library)
-            if self._unrolls(jaxpr, eqn, read):
-                return self._unroll(eqn, read)
+            if eqn.params["length"] <= MAX_UNROLLED_SCAN:
+                equation = self._staying(jaxpr, eqn, read)
+                if equation is None:
+                    return self._unroll(eqn, read)
         if primitive.has_own_derivative:
             self._as_arrays(read)
         source, guarded = line_of(eqn), self._meets(read)
@@ -161,7 +164,7 @@ class _Builder:
                 changed, read = where_taken, [*read, self.taken]
         elif primitive.singular and self._is_expression(read):
             changed = with_finite_slopes
-        equation = self._primitive(jaxpr, eqn, read)
+        equation = equation or self._primitive(jaxpr, eqn, read)
         if changed is not None:
             fun = changed(equation.fun)
             equation = dataclasses.replace(equation, fun=fun, plain=False)
@@ -194,14 +197,14 @@ class _Builder:
             primitive.kind is Kind.ELEMENTWISE,
         )
 
-    def _unrolls(self, jaxpr, eqn, read: list[Var]) -> bool:
-        """Whether a loop becomes one copy of its body a round: positions meet in it, or
-        a branch that may not be taken guards each of its equations."""
-        length = eqn.params["length"]
-        if length > MAX_UNROLLED_SCAN or length == 1 or self.taken is not None:
-            return length <= MAX_UNROLLED_SCAN
+    def _staying(self, jaxpr, eqn, read: list[Var]) -> Equation | None:
+        """A short loop, if it stays one. It does not where positions meet in it, or
+        where a branch that may not be taken guards each of its equations."""
+        if eqn.params["length"] == 1 or self.taken is not None:
+            return None
         loop = self._primitive(jaxpr, eqn, read)
-        return loop.body is None or not self.stays(loop, self._weights(read))
+        stays = loop.body is not None and self.stays(loop, self._weights(read))
+        return loop if stays else None
 
     def _weights(self, read: Sequence[Var]) -> list[int]:
         """The operands that depend on parameters."""
