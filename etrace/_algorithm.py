@@ -319,16 +319,10 @@ class ETraceVjpAlgorithm(Rule):
 
 
 @eqx.filter_jit
-def _called(
-    algorithm: ETraceVjpAlgorithm,
-    hidden: PyTree,
-    other: PyTree,
-    trace: Trace,
-    inputs: tuple[PyTree, ...],
-) -> tuple[PyTree, PyTree, PyTree, Trace]:
-    """`update` of such shapes, which are checked once."""
-    check_shapes(algorithm, hidden, other, trace, inputs)
-    return updated(algorithm, hidden, other, trace, inputs)
+def _called(algorithm: ETraceVjpAlgorithm, *call: Any) -> tuple[Any, ...]:
+    """`updated`, of such shapes, which are checked once."""
+    check_shapes(algorithm, *call)
+    return updated(algorithm, *call)
 
 
 @eqx.filter_jit

@@ -2,16 +2,28 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
 
 from ._model import Static, is_array
-from ._rule import Rule
 
 
-def differentiable(algorithm: Rule) -> Callable[..., Any]:
+class Differentiable(Protocol):
+    """An algorithm, an `equinox.Module`, as the three functions of its update."""
+
+    @property
+    def model(self) -> eqx.Module: ...
+    @property
+    def _update(self) -> Callable[..., Any]: ...
+    @property
+    def _update_fwd(self) -> Callable[..., Any]: ...
+    @property
+    def _update_bwd(self) -> Callable[..., Any]: ...
+
+
+def differentiable(algorithm: Differentiable) -> Callable[..., Any]:
     """`_update` of (params, inputs, hidden, other, trace), with `_update_fwd` and
     `_update_bwd` as its derivative.
 

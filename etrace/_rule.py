@@ -52,37 +52,10 @@ class Rule(eqx.Module):
     mixing_tails: MixingTails = eqx.field(static=True, kw_only=True, default="now")
     position_size: int = eqx.field(static=True, kw_only=True, default=16)
 
-    # ------------------------------------------------------------- what makes it a rule
-
     @abc.abstractmethod
     def update(
         self, hidden: PyTree, other: PyTree, trace: Trace, *inputs: PyTree
     ) -> tuple[PyTree, PyTree, PyTree, Trace]: ...
-
-    @abc.abstractmethod
-    def _update(
-        self,
-        params: PyTree,
-        inputs: tuple[PyTree, ...],
-        hidden: PyTree,
-        other: PyTree,
-        trace: Trace,
-    ) -> tuple[PyTree, PyTree, PyTree, Trace]: ...
-
-    @abc.abstractmethod
-    def _update_fwd(
-        self,
-        params: PyTree,
-        inputs: tuple[PyTree, ...],
-        hidden: PyTree,
-        other: PyTree,
-        trace: Trace,
-    ) -> tuple[tuple[PyTree, PyTree, PyTree, Trace], PyTree]: ...
-
-    @abc.abstractmethod
-    def _update_bwd(
-        self, residuals: PyTree, cotangents: tuple[PyTree, ...]
-    ) -> tuple[PyTree | None, ...]: ...
 
     # -------------------------------------------------------------- what a rule decides
 

@@ -91,6 +91,9 @@ class PerParameterRule(ETraceVjpAlgorithm):
         adjoints = window.adjoints(signals.boundary)
         past = []
         for t, trace in enumerate(data):
+            if per_parameter.is_held(trace):
+                past.append(None)
+                continue
             own = window.at_trace(t, [a[0] for a in adjoints], 1)
             own = _extended(own, t, first, window.graph)
             past.append(per_parameter.contract(own, trace))
@@ -106,17 +109,15 @@ class PerParameterRule(ETraceVjpAlgorithm):
         emitted = self._emitted(window.graph)
         rows = [] if emitted is None else emitted.rows(window)
 
-        def motion(t: int) -> tuple[Array, Array]:
-            d, f = window.at_trace(t, whole, 2), moved[t]
-            if emitted is None:
-                return d, f
-            return _with_emitted(d, f, t, emitted, rows, window)
-
-        motions = [motion(t) for t in range(len(data))]
-        moved = [f for _, f in motions]
+        if emitted is not None:
+            pairs = enumerate(moved)
+            moved = [_f_with_emitted(f, t, emitted, rows, window) for t, f in pairs]
         result = []
-        for t, (trace, (d, _)) in enumerate(zip(data, motions, strict=True)):
+        for t, trace in enumerate(data):
             if not per_parameter.is_held(trace):
+                d = window.at_trace(t, whole, 2)
+                if emitted is not None:
+                    d = _d_with_emitted(d, t, emitted, rows, window)
                 f, x = per_parameter.added(t, data, moved, window)
                 trace = per_parameter.advance(trace, d, f, x)
             result.append(trace)
@@ -134,16 +135,14 @@ def _extended(
     return jnp.concatenate([signal, *more], axis=1)
 
 
-def _with_emitted(
-    d: Array, f: Array, t: int, emitted: Emitted, rows: Sequence, window: Window
-) -> tuple[Array, Array]:
-    """The motion of a trace, with that of its filtered components.
-
-    d is [batch, components, components, b, p, o], f [k, batch, components, b, p, o].
-    """
-    spec, count = window.graph.traces[t], emitted.count(t)
+def _d_with_emitted(
+    d: Array, t: int, emitted: Emitted, rows: Sequence, window: Window
+) -> Array:
+    """d of a trace, [batch, components, components, b, p, o], with its filtered
+    components."""
+    count = emitted.count(t)
     if not count:
-        return d, f
+        return d
     below = jnp.stack(
         [window.at_trace(t, psi, 1) for psi, _ in rows[:count]], axis=1
     )  # [batch, count, components, b, p, o]
@@ -154,8 +153,16 @@ def _with_emitted(
     zero = jnp.zeros((len(d), d.shape[1], count, *d.shape[3:]), d.dtype)
     upper = jnp.concatenate([d, zero], axis=2)
     lower = jnp.concatenate([below.astype(d.dtype), kept], axis=2)
-    d = jnp.concatenate([upper, lower], axis=1)
+    return jnp.concatenate([upper, lower], axis=1)
+
+
+def _f_with_emitted(
+    f: Array, t: int, emitted: Emitted, rows: Sequence, window: Window
+) -> Array:
+    """f of a trace, [k, batch, components, b, p, o], with its filtered components."""
+    spec, count = window.graph.traces[t], emitted.count(t)
+    if not count:
+        return f
     zeros = jnp.zeros((*window.size, *spec.positions.shape), f.dtype)
     more = [zeros if at[t] is None else at[t] for _, at in rows[:count]]
-    f = jnp.concatenate([f, jnp.stack(more, axis=2)], axis=2)
-    return d, f
+    return jnp.concatenate([f, jnp.stack(more, axis=2)], axis=2)
