@@ -1,8 +1,7 @@
 """From the loss of a window to what a learning rule needs, and to the parameters."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -134,16 +133,13 @@ def _single_step(
     outputs = [(graph.program.outputs[j], x) for j, x in at_outputs.items()]
     read = [v for v in graph.inputs["inputs"] if v.inexact]
 
-    def back(to: Sequence[Var], shapes: Mapping[Edge, Any]) -> Arrived:
-        return derivative.back(_everywhere(graph, to, shapes=shapes), outputs)
-
     def at_states() -> list[Array]:
-        found = back(graph.old, {}).values
-        zeros = window.values.zeros
-        return [window.values.apart(found.get(v, zeros(v))) for v in graph.old]
+        arrived = derivative.back(Way(graph.program, graph.old), outputs)
+        return list(map(window.values.apart, window.values.at(graph.old, arrived)))
 
     exits = {edge: label.shape for edge, label in graph.exits.open.items()}
-    arrived, end = back(read, exits), len(graph.program.equations)
+    arrived = derivative.back(Way(graph.program, read, shapes=exits), outputs)
+    end = len(graph.program.equations)
     at_exits = {(end, j): x for j, x in at_outputs.items()} | dict(arrived.edges)
     spatial = [
         at_exits.get(edge, window.values.zeros(graph.program.operand(edge), shape))
@@ -152,10 +148,6 @@ def _single_step(
     now = functools.partial(_now, window, outputs)
     signals = LearningSignals(window, spatial, inexact(cotangents[0]), now, at_states)
     return signals, _at_inputs(window, arrived)
-
-
-def _everywhere(graph: Graph, to: Sequence[Var], **options: Any) -> Way:
-    return Way(graph.program, range(len(graph.program.equations)), to, **options)
 
 
 def _at_outputs(
@@ -180,12 +172,11 @@ def _at_outputs(
 
 def _at_inputs(window: Window, arrived: Arrived) -> list[Array]:
     """The cotangents of the inexact inputs, in their own shapes."""
-    values, result = window.values, []
-    for v, m in zip(window.graph.inputs["inputs"], window.multi, strict=True):
-        if v.inexact:
-            x = values.apart(arrived.values.get(v, values.zeros(v)))
-            result.append(x if m else x.sum(0))
-    return result
+    pairs = zip(window.graph.inputs["inputs"], window.multi, strict=True)
+    moving = [(v, m) for v, m in pairs if v.inexact]
+    found = window.values.at([v for v, _ in moving], arrived)
+    steps = zip(map(window.values.apart, found), moving)
+    return [x if m else x.sum(0) for x, (_, m) in steps]
 
 
 def _now(
@@ -210,7 +201,7 @@ def _now(
     at_weights = [derivative.at_operand(e, x) for e, x in at_reads if e not in stops]
     seeds = [*outputs, *at_states, *at_weights]
     seeds = [(v, derivative.natural(v, x)) for v, x in seeds]
-    way = _everywhere(graph, graph.inputs["params"], stops=stops)
+    way = Way(graph.program, graph.inputs["params"], stops=stops)
     found = derivative.back(way, seeds, each=False, only=only).values
     leaves, treedef = jax.tree.flatten(window.params)
     params = zip(graph.inputs["params"], leaves, strict=True)

@@ -32,18 +32,18 @@ Shape = tuple[int, ...]
 class Way:
     """Where a walk may go, and where it leads.
 
-    - `equations`: those that it goes through, in the order of the program.
+    - `values`: where cotangents are read.
+    - `equations`: those that it goes through, in the order of the program; all if None.
     - `stops`: by edge, the elements that go no further there.
-    - `shapes`: by edge where cotangents are read, the shape that the value is spread
-        to there.
-    - `values`: where else they are read.
+    - `shapes`: by edge where cotangents are read, too, the shape that the value is
+        spread to there.
     - `instead`: by equation, another function to differentiate, of its known result
         and its operands.
     """
 
     program: Program
-    equations: Sequence[int]
     values: Collection[Var]
+    equations: Sequence[int] | None = None
     stops: Mapping[Edge, np.ndarray] = dataclasses.field(default_factory=dict)
     shapes: Mapping[Edge, Shape] = dataclasses.field(default_factory=dict)
     instead: Mapping[int, Callable[[Value, list[Value]], Value]] = dataclasses.field(
@@ -54,7 +54,8 @@ class Way:
     def operands(self) -> Mapping[int, tuple[int, ...]]:
         """By equation that leads somewhere, in reverse order, the operands that do."""
         leading, found = set(self.values), {}
-        for i in self.equations:
+        everything = range(len(self.program.equations))
+        for i in everything if self.equations is None else self.equations:
             e = self.program.equations[i]
             if e.primitive.flat:  # what depends on its results need have no derivative
                 continue

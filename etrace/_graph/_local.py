@@ -6,7 +6,6 @@ component of the state.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._batched import take
 from ._derivative import Arrived, Way
 from ._graph import Graph, of_graph
 from ._ir import Var
@@ -111,15 +109,8 @@ class LocalRegion:
 
     def to_new(self, group: int, signal: Array) -> list[tuple[Var, Array]]:
         """A signal [k, batch, S, P] at the new state of a group, of the components that
-        traces hold: each leaf, and its own [k * batch, ...]."""
-        g, rows = self.graph.positions.groups[group], math.prod(self.values.size)
-        signal = signal.reshape(rows, *signal.shape[2:])
-        result = []
-        for s in self.graph.remembered(group):
-            new = self.graph.new[g.leaves[s]]
-            leaf = take(signal[:, s], g.positions[s]).reshape(rows, *new.shape)
-            result.append((new, leaf.astype(new.dtype)))
-        return result
+        traces hold."""
+        return self.values.at_new(group, signal, self.graph.remembered(group))
 
 
 @of_graph
@@ -130,7 +121,7 @@ def _to_sites(graph: Graph) -> Way:
         s.equation.outputs[0] for s in graph.sites if not s.direct or s.elementwise
     ]
     region = local_equations(graph)
-    return Way(graph.program, region, results, graph.converging, direct)
+    return Way(graph.program, results, region, graph.converging, direct)
 
 
 def added(

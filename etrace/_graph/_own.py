@@ -64,8 +64,7 @@ class OwnPropagation(Propagation):
                 seeds.append(
                     (place, only) if value else derivative.at_operand(place, only)
                 )
-            found = derivative.back(way, seeds).values
-            at_old = [found.get(v, self.values.zeros(v)) for v in graph.old]
+            at_old = self.values.at(graph.old, derivative.back(way, seeds))
             at_group = self.values.to_groups(at_old)[g]
             return lax.dynamic_index_in_dim(at_group, position, -1, keepdims=False)
 
@@ -74,5 +73,4 @@ class OwnPropagation(Propagation):
 
 @of_graph
 def _to_old(graph: Graph, group: int) -> Way:
-    equations = range(len(graph.program.equations))
-    return Way(graph.program, equations, graph.old, leaving(graph, group))
+    return Way(graph.program, graph.old, stops=leaving(graph, group))

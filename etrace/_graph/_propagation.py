@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._batched import take
 from ._derivative import Way
 from ._graph import Graph, of_graph
 from ._ir import Edge, Var
@@ -49,10 +48,8 @@ class LocalPropagation(Propagation):
         rows: dict[int, Array] = {}  # by new leaf, [k, batch, S (old), P]
         for s in range(max([g.components for g in graph.positions.groups], default=0)):
             groups = [g for g in graph.positions.groups if s < g.components]
-            ones = [
-                (leaf, jnp.ones_like(self.values.zeros(graph.new[leaf])))
-                for leaf in (g.leaves[s] for g in groups)
-            ]
+            leaves = [graph.new[g.leaves[s]] for g in groups]
+            ones = [(v, jnp.ones_like(self.values.zeros(v))) for v in leaves]
             per_group = self._back(self._masked(ones))
             for g, columns in zip(graph.positions.groups, per_group):
                 if g in groups:
@@ -66,12 +63,9 @@ class LocalPropagation(Propagation):
         """Pulls signals at the new states back to the old ones, per group
         [k, batch, S, P], all at once."""
         seeds = []
-        for g, signal in zip(self.graph.positions.groups, signals, strict=True):
-            rows = signal.reshape(-1, *signal.shape[2:])
-            for s, i in enumerate(g.leaves):
-                new = self.graph.new[i]
-                own = take(rows[:, s], g.positions[s]).reshape(-1, *new.shape)
-                seeds.append((i, own.astype(new.dtype)))
+        for g, signal in enumerate(signals):
+            components = range(self.graph.positions.groups[g].components)
+            seeds += self.values.at_new(g, signal, components)
         return self._back(self._masked(seeds))
 
     def boundary(self, spatial: Sequence[Array]) -> tuple[Array, ...]:
@@ -85,11 +79,10 @@ class LocalPropagation(Propagation):
         )
 
     def _masked(
-        self, seeds: Iterable[tuple[int, Array]]
+        self, seeds: Iterable[tuple[Var, Array]]
     ) -> Iterable[tuple[Var, Array]]:
-        """Of signals by leaf of the new state, those that are its positions' own."""
-        for leaf, x in seeds:
-            yield self.graph.new[leaf], jnp.where(_own(self.graph)[leaf], x, 0)
+        """Of signals at the new state, those that are its positions' own."""
+        return ((v, jnp.where(_own(self.graph)[v], x, 0)) for v, x in seeds)
 
     def _constant_jacobian(self, leak: float) -> tuple[Array, ...]:
         result = []
@@ -101,12 +94,12 @@ class LocalPropagation(Propagation):
     def _back(self, seeds: Iterable[tuple[Var, Array]]) -> tuple[Array, ...]:
         """To the old state, per group [k, batch, S, P]."""
         graph = self.graph
-        found = self.values.derivative.back(_to_old(graph), seeds).values
-        at_old = [found.get(v, self.values.zeros(v)) for v in graph.old]
+        arrived = self.values.derivative.back(_to_old(graph), seeds)
+        at_old = self.values.at(graph.old, arrived)
         leak = graph.options.recurrence
         if isinstance(leak, float):
             # In place of all ways from the old state to the new one.
-            more = [found.get(v, self.values.zeros(v)) for v in new_values(graph)]
+            more = self.values.at(new_values(graph), arrived)
             at_old = [x + leak * m for x, m in zip(at_old, more, strict=True)]
         return self.values.to_groups(at_old)
 
@@ -119,7 +112,7 @@ def _to_old(graph: Graph) -> Way:
     if isinstance(graph.options.recurrence, float):
         values = (*values, *new_values(graph))
     instead = {i: diagonal.apply for i, diagonal in known.items()}
-    return Way(graph.program, equations, values, _stops(graph), instead=instead)
+    return Way(graph.program, values, equations, _stops(graph), instead=instead)
 
 
 @of_graph
@@ -136,13 +129,13 @@ def _stops(graph: Graph) -> Mapping[Edge, np.ndarray]:
 
 
 @of_graph
-def _own(graph: Graph) -> Mapping[int, np.ndarray]:
-    """Elements of each new state leaf that are local to their own position."""
+def _own(graph: Graph) -> Mapping[Var, np.ndarray]:
+    """Elements of each leaf of the new state that are local to their own position."""
     result = {}
     for g in graph.positions.groups:
-        for leaf, (var, own) in zip(g.leaves, g.labels(graph.new).items()):
+        for var, own in g.labels(graph.new).items():
             label = graph.positions.forward.get(var, np.full(var.shape, UNSET))
             # What comes through the recurrence has no label.
             by_recurrence = (label == UNSET) & (graph.options.recurrence == "diagonal")
-            result[leaf] = np.asarray((label == own) | by_recurrence)
+            result[var] = np.asarray((label == own) | by_recurrence)
     return result

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._batched import Env, Value, aligned, mapped
-from ._derivative import Derivative
+from ._batched import Env, Value, aligned, mapped, take
+from ._derivative import Arrived, Derivative
 from ._graph import Graph
 from ._ir import Edge, Var
 
@@ -41,6 +41,11 @@ class StepValues:
         shape = self.graph.exits.open[edge].shape
         value = self.env[self.graph.program.operand(edge)]
         return value.widen(shape).spread(*self.size).array
+
+    def at(self, values: Sequence[Var], arrived: Arrived) -> list[Array]:
+        """The cotangents of values that a walk has led to."""
+        found = arrived.values
+        return [found[v] if v in found else self.zeros(v) for v in values]
 
     def zeros(self, v: Var, shape: tuple[int, ...] | None = None) -> Array:
         """No cotangent of a value, for every step and example."""
@@ -79,6 +84,19 @@ class StepValues:
         x = mapped(derivative, operands)(*(o.array for o in operands))
         value = Value(x, max(o.depth for o in operands))
         return self.apart(value.spread(*self.size).array)
+
+    def at_new(
+        self, group: int, signal: Array, components: Sequence[int]
+    ) -> list[tuple[Var, Array]]:
+        """Some components of a signal [k, batch, S, P], at the new state of a group:
+        each leaf, and its own [k * batch, ...]."""
+        g = self.graph.positions.groups[group]
+        rows, result = signal.reshape(-1, *signal.shape[2:]), []
+        for s in components:
+            new = self.graph.new[g.leaves[s]]
+            leaf = take(rows[:, s], g.positions[s]).reshape(-1, *new.shape)
+            result.append((new, leaf.astype(new.dtype)))
+        return result
 
     def to_groups(self, leaves: Sequence[Array]) -> tuple[Array, ...]:
         """Arranges arrays like the hidden leaves as [k, batch, S, P], per group."""
