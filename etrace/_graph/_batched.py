@@ -134,10 +134,11 @@ def _over_batch(fun: Callable, operands: Sequence[Value], axis: BatchAxis) -> Ca
 
     def of_steps(*arrays: Array) -> Sequence[Array]:
         apart = [
-            x.reshape(-1, axis.size, *x.shape[1:]) if o.depth else x
+            x.reshape(len(x) // axis.size, axis.size, *x.shape[1:]) if o.depth else x
             for o, x in zip(operands, arrays, strict=True)
         ]
-        return [x.reshape(-1, *x.shape[2:]) for x in mapped(every, operands)(*apart)]
+        results = mapped(every, operands)(*apart)
+        return [x.reshape(len(x) * axis.size, *x.shape[2:]) for x in results]
 
     return of_steps
 

@@ -91,10 +91,12 @@ class StepValues:
         """Some components of a signal [k, batch, S, P], at the new state of a group:
         each leaf, and its own [k * batch, ...]."""
         g = self.graph.positions.groups[group]
-        rows, result = signal.reshape(-1, *signal.shape[2:]), []
+        # (sizes are given, not -1: a leaf may have no elements)
+        lead = signal.shape[0] * signal.shape[1]
+        rows, result = signal.reshape(lead, *signal.shape[2:]), []
         for s in components:
             new = self.graph.new[g.leaves[s]]
-            leaf = take(rows[:, s], g.positions[s]).reshape(-1, *new.shape)
+            leaf = take(rows[:, s], g.positions[s]).reshape(lead, *new.shape)
             result.append((new, leaf.astype(new.dtype)))
         return result
 
