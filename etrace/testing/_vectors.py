@@ -63,9 +63,14 @@ def rows(leaves: Sequence[Array]) -> int:
     return sum(len(_components(leaf)) for leaf in leaves)
 
 
-def gradient_distance(left: PyTree[Array], right: PyTree[Array]) -> Float[Array, ""]:
+def gradient_distance(left: PyTree[Array], right: PyTree[Array]) -> float:
     """The norm of the difference of two gradients over the larger of their norms; zero
-    if both vanish."""
-    a, b = to_vector(left), to_vector(right)
-    scale = jnp.maximum(jnp.linalg.norm(a), jnp.linalg.norm(b))
-    return jnp.linalg.norm(a - b) / jnp.where(scale == 0, 1, scale)
+    if both vanish. Of arrays with values: not under `jax.jit`."""
+    a, b = _complex_vector(left), _complex_vector(right)
+    scale = max(np.linalg.norm(a), np.linalg.norm(b))
+    return float(np.linalg.norm(a - b) / (1 if scale == 0 else scale))
+
+
+def _complex_vector(tree: PyTree[Array]) -> np.ndarray:
+    leaves = [np.asarray(leaf, complex).ravel() for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([np.zeros(0), *leaves])
