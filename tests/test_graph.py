@@ -20,7 +20,7 @@ from etrace._graph import _fan_out
 from etrace._graph._lookup import forget
 from etrace.nn import MGU, RNN
 
-from .helpers import clear_caches, spike
+from .helpers import clear_caches, examples, spike
 
 N, IN, OUT, STEPS = 4, 3, 2, 6
 
@@ -193,7 +193,9 @@ def leak(m, h):
     return jax.nn.sigmoid(m.a) * h
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", examples(ci=("GRU on LSTM", "conv"), thorough=tuple(MODELS))
+)
 def test_the_first_use_may_be_inside_jit(name: str):
     model, shape = unmodified(name)
     inputs, targets = sequence(*shape)

@@ -16,9 +16,12 @@ from jax.flatten_util import ravel_pytree
 import etrace.testing as oracles
 from etrace.testing import LayerSpec, NetSpec, StateGroup, make_problem
 
-from .helpers import fresh_caches
+from .helpers import examples, fresh_caches
 
-LOCAL = ("mingru", "indrnn", "lru", "complex_lru", "leaky", "lif", "alif")
+LOCAL = examples(
+    ci=("mingru", "complex_lru", "alif"),
+    thorough=("mingru", "indrnn", "lru", "complex_lru", "leaky", "lif", "alif"),
+)
 
 
 def close(left, right, tolerance=1e-12):
@@ -46,7 +49,13 @@ def test_dense_reference_is_bptt_where_everything_is_local(kind):
     assert problem.past_share() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["tanh", "gru", "lstm", "leaky", "recurrent_lif"])
+@pytest.mark.parametrize(
+    "kind",
+    examples(
+        ci=("lstm", "recurrent_lif"),
+        thorough=("tanh", "gru", "lstm", "leaky", "recurrent_lif"),
+    ),
+)
 def test_one_window_over_the_whole_sequence_is_bptt(kind):
     problem = make_problem(NetSpec((LayerSpec(kind),)), length=5)
     assert not problem.exact
@@ -57,8 +66,14 @@ def test_one_window_over_the_whole_sequence_is_bptt(kind):
 
 @pytest.mark.parametrize(
     "form, stride, padding",
-    [(form, 1, "SAME") for form in oracles.FORMS]
-    + [("conv1d", 2, "VALID"), ("conv2d", 1, "VALID"), ("conv2d", 2, "SAME")],
+    [
+        ("conv1d", 2, "VALID"),
+        ("conv2d", 2, "SAME"),
+        *examples(
+            ci=[("einsum", 1, "SAME"), ("factored", 1, "SAME"), ("embed", 1, "SAME")],
+            thorough=[(form, 1, "SAME") for form in oracles.FORMS],
+        ),
+    ],
 )
 def test_every_form_of_input_projection(form, stride, padding):
     fresh_caches()
@@ -68,14 +83,20 @@ def test_every_form_of_input_projection(form, stride, padding):
     close(problem.dense()[1], problem.bptt()[1])
 
 
-@pytest.mark.parametrize("expression", oracles.EXPRESSIONS)
+@pytest.mark.parametrize(
+    "expression",
+    examples(ci=("select", "lowrank", "normalised"), thorough=oracles.EXPRESSIONS),
+)
 def test_every_weight_expression(expression):
     fresh_caches()
     problem = make_problem(one_layer("indrnn", expression=expression), length=4)
     close(problem.dense()[1], problem.bptt()[1])
 
 
-@pytest.mark.parametrize("readout", oracles.READOUTS)
+@pytest.mark.parametrize(
+    "readout",
+    examples(ci=("previous", "skip", "tied"), thorough=oracles.READOUTS),
+)
 def test_every_readout(readout):
     fresh_caches()
     spec = NetSpec((LayerSpec("lru"),), readout=readout, counter=True)
@@ -478,7 +499,7 @@ def test_the_oracles_do_not_need_hypothesis():
 
 
 @hypothesis.given(problem=oracles.problems())
-@hypothesis.settings(max_examples=6)
+@hypothesis.settings(max_examples=examples(ci=3, thorough=30))
 def test_drawn_problems_obey_the_laws(problem):
     fresh_caches(10)
     exact = problem.bptt()[1]
@@ -495,7 +516,9 @@ def test_the_past_contributes_to_most_drawn_problems():
 
     @hypothesis.given(problem=oracles.problems(lengths=st.just(5)))
     @hypothesis.settings(
-        max_examples=8, derandomize=True, phases=[hypothesis.Phase.generate]
+        max_examples=examples(ci=5, thorough=30),
+        derandomize=True,
+        phases=[hypothesis.Phase.generate],
     )
     def collect(problem):
         fresh_caches(10)

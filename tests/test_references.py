@@ -81,7 +81,12 @@ def observed(problem: et.Problem, needs: frozenset[str] = frozenset()):
 # Against the dense reference of D-RTRL.
 
 
-@pytest.mark.parametrize("name", SPECS)
+some_specs = pytest.mark.parametrize(
+    "name", examples(ci=("three", "feedback", "encoder"), thorough=tuple(SPECS))
+)
+
+
+@some_specs
 def test_drtrl_is_the_dense_reference(name: str):
     fresh_caches(10)
     problem = make_problem(SPECS[name], length=4, random_state=True)
@@ -103,7 +108,7 @@ def test_drawn_problems(problem: et.Problem):
     check_sites(problem)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@some_specs
 def test_all_that_reaches_the_state_goes_through_the_sites(name: str):
     fresh_caches(10)
     check_sites(make_problem(SPECS[name], length=3, random_state=True))
@@ -137,7 +142,7 @@ def test_a_sequence_in_two_calls(method: str):
         halves.append(dataclasses.replace(problem, **data))
     single = method == "single-step"
     now = problem.truncated(window=1 if single else 2)
-    some = examples(ci=("ESDRTRL", "OTPE", "FactoredOTPE", "SnAp"), thorough=RULES)
+    some = examples(ci=("ESDRTRL", "FactoredOTPE", "SnAp"), thorough=RULES)
     for name in some:
         if not single and name not in MULTI:
             continue
@@ -281,7 +286,7 @@ def test_ottt_is_exact_with_a_detached_reset():
     assert distance(attached.reference(rules.OTTT(0.8)), attached.bptt()) > 1e-2
 
 
-@pytest.mark.parametrize("name", SPECS)
+@some_specs
 def test_snap_of_many_steps_is_bptt(name: str):
     fresh_caches(10)
     problem = make_problem(SPECS[name], length=4, random_state=True)
@@ -293,7 +298,12 @@ def test_snap_of_many_steps_is_bptt(name: str):
     assert distance(wanted, to_vector(now)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["tanh", "gru", "lstm", "recurrent_lif", "alif"])
+@pytest.mark.parametrize(
+    "kind",
+    examples(
+        ci=("gru", "alif"), thorough=("tanh", "gru", "lstm", "recurrent_lif", "alif")
+    ),
+)
 def test_snap_of_one_step_is_ostl_on_one_layer(kind: str):
     fresh_caches(10)
     problem = make_problem(NetSpec((LayerSpec(kind),)), length=4, random_state=True)

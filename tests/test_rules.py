@@ -14,7 +14,7 @@ import etrace
 import etrace.testing as et
 
 from .helpers import examples, fresh_caches, siblings, starting_from
-from .rules import FAMILIES, RULES, Rule, is_single
+from .rules import RULES, Rule, is_single
 
 TOLERANCE = 1e-9
 LENGTH = 4
@@ -59,9 +59,9 @@ def compared(name: str, problem: et.Problem, method: str, window: int) -> Any:
 
 @pytest.mark.parametrize("kind", et.CELLS)
 def test_every_rule_equals_its_dense_reference(kind: str):
-    """By default each kind takes a third of the rules, in turn."""
+    """By default each kind takes a fifth of the rules, in turn."""
     n, rules = list(et.CELLS).index(kind), list(REFERRED.items())
-    taken = dict(examples(ci=rules[n % 3 :: 3], thorough=rules))
+    taken = dict(examples(ci=rules[n % 5 :: 5], thorough=rules))
     specs = et.net_specs(kinds=[kind, "leaky", "lif", "gru"], max_layers=2)
     specs = specs.filter(lambda spec: spec.layers[0].kind == kind)
 
@@ -77,7 +77,7 @@ def test_every_rule_equals_its_dense_reference(kind: str):
     run()
 
 
-@pytest.mark.parametrize("kind", examples(ci=["tanh", "leaky"], thorough=SINGLE))
+@pytest.mark.parametrize("kind", examples(ci=["leaky"], thorough=SINGLE))
 def test_rules_for_one_number_a_neuron(kind: str):
     """They fit few of the networks above, and are to see as many as the others."""
     specs = et.net_specs(kinds=SINGLE, max_layers=2)
@@ -114,7 +114,7 @@ LAYERS = (et.LayerSpec("gru", 3), et.LayerSpec("leaky", 2))
 
 @pytest.mark.parametrize(
     "name",
-    examples(ci=[n for n in REFERRED if n in FAMILIES], thorough=tuple(REFERRED)),
+    examples(ci=("DRTRL", "SnAp"), thorough=tuple(REFERRED)),
 )
 def test_layers_that_feed_back(name: str):
     """What leaves one layer comes back to another within the step."""

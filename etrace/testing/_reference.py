@@ -76,16 +76,18 @@ def _credited(problem: Task, observed: Observation) -> Observation:
 def _recurse(
     problem: Task,
     rule: AbstractRule,
-    trace: PyTree,
+    trace: PyTree | None,
     seen: Sequence[Observation],
     modulator: Array | None,
     multi: bool,
 ) -> tuple[PyTree, Array, PyTree]:
-    """The way of the trace through a sequence, which is the first of `seen`.
+    """The way of the trace, zero if None is given, through a sequence, which is the
+    first of `seen`.
 
     (M before each step, or None, the gradient by single steps, the trace at the end).
     """
     observed = _credited(problem, seen[0])
+    trace = rule.zero(at_time(observed, 0)) if trace is None else trace
     trace = rule.start(trace, seen)
 
     def step(trace: PyTree, at_t: tuple) -> tuple[PyTree, tuple]:
@@ -193,7 +195,6 @@ def rule_reference(
         observed = seen[0]
     modulator = _modulators(modulator, state, groups)
     rule = rule.bound(model)
-    trace = rule.zero(at_time(observed, 0)) if trace is None else trace
     influences, gradient, trace = _recurse(problem, rule, trace, seen, modulator, multi)
 
     value = jnp.sum(observed.value)

@@ -129,7 +129,7 @@ def test_every_operation_is_that_of_jax(name: str):
     arity = OPERATIONS[name][1].count("x")
     said = [
         compare(Spec(((name, (1, 0)[:arity]),), dtype, seed, special))
-        for dtype in examples(("float64", "bfloat16"), DTYPES)
+        for dtype in examples(("bfloat16",), DTYPES)
         for seed, special in ((0, 0), (1, 4), (2, 7))
     ]
     assert any(said) or name == "no power"

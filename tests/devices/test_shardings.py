@@ -34,7 +34,7 @@ def modulator(rule: Rule):
     return jnp.ones(data()[0].shape[:2]) if rule.modulated else None
 
 
-@pytest.mark.parametrize("layout", [(8, 1), (2, 4)], ids=["data", "data and model"])
+@pytest.mark.parametrize("layout", examples(ci=[(2, 4)], thorough=[(8, 1), (2, 4)]))
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_gradient_is_that_of_one_device(name, layout):
     fresh_caches(4)

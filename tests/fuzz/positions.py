@@ -50,17 +50,11 @@ class Facts:
     chains: frozenset[tuple[Node, int]]
     doubtful: tuple[dict[Node, frozenset[int]], ...]
 
-    def silent(self) -> tuple[set[int], set[int]]:
+    def silent(self) -> set[int]:
         """Parameters that may not be called traced: some of what they meet flows into a
-        group locally and also by mixing. Apart, those of which nothing is traced in
-        this group, but in another."""
-        whole, apart = set(), set()
-        for g, doubtful in enumerate(self.doubtful):
-            for n, params in doubtful.items():
-                elsewhere = any(not held[n].all() for held in self.held)
-                lost = self.held[g][n].all() and elsewhere
-                (apart if lost else whole).update(params)
-        return whole, apart - whole
+        group locally and also by mixing."""
+        every = (doubtful.values() for doubtful in self.doubtful)
+        return {p for of_group in every for params in of_group for p in params}
 
 
 def natural_partition(nodes: Nodes) -> Partition | None:

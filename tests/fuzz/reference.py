@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ class Reference:
         those that mix nothing but what one position holds; from a position to itself.
     - `i_traced`: as `i`, without the elements that are not traced where weights meet
         data.
+    - `confirmed`: whether the step, evaluated operation by operation, has the same
+        `value` and `now`.
     """
 
     value: np.ndarray
@@ -43,10 +46,11 @@ class Reference:
     i: np.ndarray
     d: np.ndarray
     i_traced: np.ndarray
+    confirmed: Callable[[], bool]
 
     def usable(self) -> bool:
         """Whether all numbers are finite, and none of them large."""
-        numbers = vars(self).values()
+        numbers = [x for x in vars(self).values() if isinstance(x, np.ndarray)]
         return all(np.isfinite(x).all() and abs(x).max() < 1e6 for x in numbers)
 
     def gradient(self, i: np.ndarray, window: int, multi: bool) -> np.ndarray:
@@ -137,25 +141,30 @@ def reference(
 
     theta = np.concatenate([np.ravel(p) for p in model.params])
     h = np.concatenate([np.ravel(x) for x in model.init_state()[:-1]])
-    steps = []
+    steps, at = [], []
     for t in range(len(data[0])):
-        at = jax.tree.map(lambda x: x[t], data)  # noqa: B023
-        arguments = jax.tree.map(jnp.asarray, (theta, h, np.int32(t), *at))
-        value, _ = step.plain(*arguments)
-        found, h = observed(*arguments)
-        rtol = 1e-3 if model.spec.single else 1e-7
-        now = jax.grad(lambda theta: step.plain(theta, *arguments[1:])[0])(arguments[0])  # noqa: B023
-        same = np.allclose(found[0], value, rtol=rtol, atol=1e-12, equal_nan=True)
-        if not (same and np.allclose(found[2], now, rtol=rtol, atol=rtol)):
-            # Compiled together with its gradient, the step gives something else than
-            # without: XLA on CPU writes over what it still has to read (JAX 0.10.2, a
-            # slice of an array written into the same array). Or it seeks a minimum in
-            # numbers that it has rounded in another way. No oracle, then.
-            found = (np.nan, *found[1:])
+        now = jax.tree.map(lambda x: np.asarray(x)[t], data)  # noqa: B023
+        at.append(jax.tree.map(jnp.asarray, (theta, h, np.int32(t), *now)))
+        found, h = observed(*at[-1])
         steps.append(jax.tree.map(np.asarray, found))
     columns = [np.stack(column) for column in zip(*steps, strict=True)]
     columns[1] = np.concatenate([columns[1], np.asarray(h)[None]])
-    return Reference(*columns)
+    return Reference(*columns, functools.partial(_confirmed, step, at, columns))
+
+
+def _confirmed(step: Step, at: list[tuple], columns: list[np.ndarray]) -> bool:
+    """Compiled together with its gradient, a step may give something else than without:
+    XLA on CPU writes over what it still has to read (JAX 0.10.2, a slice of an array
+    written into the same array). Or it seeks a minimum in numbers that it has rounded
+    in another way. No oracle, then."""
+    rtol = 1e-3 if step.model.spec.single else 1e-7
+    for arguments, value, now in zip(at, columns[0], columns[2], strict=True):
+        alone = jax.value_and_grad(step.plain, has_aux=True)(*arguments)
+        (own, _), gradient = alone
+        same = np.allclose(value, own, rtol=rtol, atol=1e-12, equal_nan=True)
+        if not (same and np.allclose(now, gradient, rtol=rtol, atol=rtol)):
+            return False
+    return True
 
 
 def _boundary(step: Step, facts: Facts, theta, h, at):

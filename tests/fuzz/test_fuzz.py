@@ -58,8 +58,7 @@ def test_no_third_outcome():
     past = sum(o.past > 1e-4 for o in outcomes) / len(outcomes)
     print(f"\n{len(outcomes)} programs, {past:.0%} with a past, {dict(kinds)},")
     print(f"{len(used)} operations, parameters {dict(statuses)},")
-    print(f"{sum(not o.predicted for o in outcomes)} partly traced in another way,")
-    print(f"{sum(o.forgiven for o in outcomes)} forgiven")
+    print(f"{sum(not o.predicted for o in outcomes)} partly traced in another way")
     # An agreement says something where the past adds to the gradient, and diagnostics
     # are for the few.
     assert len(outcomes) > 0.9 * examples(ci=40, thorough=2000)
