@@ -30,6 +30,8 @@ import pytest  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Where each operation was written is noted in what is compiled, and read by nobody.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Tracing makes many small objects, few of them garbage: looking for it less often saves
 # a twentieth of the time.
@@ -60,6 +62,6 @@ def _fixed_seeds():
 def _caches_cleared_between_modules():
     yield
     # Not before: jaxtyping has to see the package being imported.
-    from .helpers import clear_caches
+    from .helpers import fresh_caches
 
-    clear_caches()
+    fresh_caches()

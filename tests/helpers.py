@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import gc
-import itertools
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +15,6 @@ import jax.numpy as jnp
 
 import etrace
 import etrace.testing as et
-
-_examples = itertools.count(1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -33,22 +31,25 @@ def _(slope: float, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple:
 
 
 def clear_caches() -> None:
-    """Drop every compiled program.
-
-    Each one holds memory maps, and a process with some hundreds of them ends in
-    `LLVM compilation error: Cannot allocate memory`.
-    """
+    """Drop every compiled program."""
     eqx.clear_caches()
     jax.clear_caches()
     gc.collect()
 
 
-def fresh_caches(every: int = 25) -> None:
-    """Drop the compiled programs at each `every`-th call.
+#: Of 65,530 that a process may have, in Linux; with so many it has 2 GB.
+_MOST_MAPS = 10_000
 
-    A property test that compiles something for each example calls this first.
+
+def fresh_caches() -> None:
+    """Drop the compiled programs if there are many.
+
+    Each one holds memory and its maps, and a process with too many maps ends in `LLVM
+    compilation error: Cannot allocate memory`. A property test that compiles something
+    for each example calls this first; every module does at its end.
     """
-    if next(_examples) % every == 0:
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > _MOST_MAPS:
         clear_caches()
 
 

@@ -64,7 +64,7 @@ def test_single_step_equals_dense_reference(kind: str):
         specs = starting_with(kind, ["gru", "lif"], 3)
         problem = data.draw(et.problems(specs=specs))
         splits = draw_splits(data, len(jax.tree.leaves(problem.inputs)[0]))
-        fresh_caches(3)
+        fresh_caches()
         for each in siblings(problem):
             compare(each, splits)
 
@@ -93,7 +93,7 @@ def test_single_step_equals_dense_reference(kind: str):
 def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
     specs = starting_with(kind, ["lstm", "alif"], 2)
     problem = data.draw(et.problems(specs=specs))
-    fresh_caches(3)
+    fresh_caches()
     gradient = gradient_by_windows(etrace.DRTRL, problem, "multi-step")
     for split in draw_splits(data, len(jax.tree.leaves(problem.inputs)[0]), 3):
         value, expected = problem.dense(vjp_method="multi-step", window=split)
@@ -105,7 +105,7 @@ def test_multi_step_equals_dense_reference(kind: str, data: st.DataObject):
 @hypothesis.settings(max_examples=examples(ci=2, thorough=20))
 @hypothesis.given(problem=et.problems(lengths=st.just(5)))
 def test_one_multi_step_window_is_bptt(problem: et.Problem):
-    fresh_caches(3)
+    fresh_caches()
     value, expected = problem.bptt()
     got, grads = gradient_by_windows(etrace.DRTRL, problem, "multi-step")((5,))
     assert jnp.allclose(got, value, rtol=TOLERANCE)
@@ -125,7 +125,7 @@ def test_exact_on_position_local_recurrences(kind: str, data: st.DataObject):
     specs = et.net_specs(kinds=[kind], max_layers=1, norms=False, extras=False)
     exact = specs.filter(lambda spec: spec.exact)
     problem = data.draw(et.problems(specs=exact))
-    fresh_caches(3)
+    fresh_caches()
     _, expected = problem.bptt()
     length = len(jax.tree.leaves(problem.inputs)[0])
     for method in ("single-step", "multi-step"):

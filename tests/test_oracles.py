@@ -501,7 +501,7 @@ def test_the_oracles_do_not_need_hypothesis():
 @hypothesis.given(problem=oracles.problems())
 @hypothesis.settings(max_examples=examples(ci=3, thorough=30))
 def test_drawn_problems_obey_the_laws(problem):
-    fresh_caches(10)
+    fresh_caches()
     exact = problem.bptt()[1]
     length = len(jax.tree.leaves(problem.inputs)[0])
     close(problem.dense(vjp_method="multi-step", window=length)[1], exact, 1e-10)
@@ -516,12 +516,12 @@ def test_the_past_contributes_to_most_drawn_problems():
 
     @hypothesis.given(problem=oracles.problems(lengths=st.just(5)))
     @hypothesis.settings(
-        max_examples=examples(ci=5, thorough=30),
+        max_examples=8,
         derandomize=True,
         phases=[hypothesis.Phase.generate],
     )
     def collect(problem):
-        fresh_caches(10)
+        fresh_caches()
         shares.append(problem.past_share())
 
     collect()

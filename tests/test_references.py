@@ -88,7 +88,7 @@ some_specs = pytest.mark.parametrize(
 
 @some_specs
 def test_drtrl_is_the_dense_reference(name: str):
-    fresh_caches(10)
+    fresh_caches()
     problem = make_problem(SPECS[name], length=4, random_state=True)
     close(problem.reference(rules.DRTRL()), problem.dense())
     # A single tanh layer has no memory of its own.
@@ -101,7 +101,7 @@ def test_drtrl_is_the_dense_reference(name: str):
 @hypothesis.given(problem=et.problems())
 @hypothesis.settings(max_examples=examples(ci=2, thorough=20))
 def test_drawn_problems(problem: et.Problem):
-    fresh_caches(5)
+    fresh_caches()
     close(problem.reference(rules.DRTRL()), problem.dense())
     method = {"vjp_method": "multi-step"}
     close(problem.reference(rules.DRTRL(), **method), problem.dense(**method))
@@ -110,7 +110,7 @@ def test_drawn_problems(problem: et.Problem):
 
 @some_specs
 def test_all_that_reaches_the_state_goes_through_the_sites(name: str):
-    fresh_caches(10)
+    fresh_caches()
     check_sites(make_problem(SPECS[name], length=3, random_state=True))
 
 
@@ -133,7 +133,7 @@ def test_sites_are_needed():
 
 @pytest.mark.parametrize("method", ["single-step", "multi-step"])
 def test_a_sequence_in_two_calls(method: str):
-    fresh_caches(10)
+    fresh_caches()
     layers = (LayerSpec("gru"), LayerSpec("lif"))
     problem = make_problem(NetSpec(layers), length=4, random_state=True)
     halves = []
@@ -288,7 +288,7 @@ def test_ottt_is_exact_with_a_detached_reset():
 
 @some_specs
 def test_snap_of_many_steps_is_bptt(name: str):
-    fresh_caches(10)
+    fresh_caches()
     problem = make_problem(SPECS[name], length=4, random_state=True)
     (_, exact), (_, now) = problem.bptt(), problem.truncated(window=1)
     traced = traced_columns(problem.model, problem.untraced) == 1
@@ -305,7 +305,7 @@ def test_snap_of_many_steps_is_bptt(name: str):
     ),
 )
 def test_snap_of_one_step_is_ostl_on_one_layer(kind: str):
-    fresh_caches(10)
+    fresh_caches()
     problem = make_problem(NetSpec((LayerSpec(kind),)), length=4, random_state=True)
     ostl = problem.reference(rules.OSTL())
     close(problem.reference(rules.SnAp(1)), ostl)

@@ -42,7 +42,7 @@ a_rule_of_each_family = pytest.mark.parametrize(
 @functools.lru_cache(maxsize=1)
 def one_rule(name: str) -> dict[Any, Any]:
     """What the tests of a rule share."""
-    fresh_caches(2)
+    fresh_caches()
     return {}
 
 

@@ -100,7 +100,7 @@ def check(
     problem: et.Problem, window: int, data: st.DataObject, rules: dict[str, Rule]
 ) -> None:
     """Compares the rules that fit, on the problem and its siblings."""
-    fresh_caches(1)
+    fresh_caches()
     for name, rule in rules.items():
         if rule.fits(problem.model.spec):
             method = data.draw(st.sampled_from(rule.methods))

@@ -76,7 +76,7 @@ def test_the_pattern_is_that_of_the_jacobian(name: str):
 @hypothesis.settings(max_examples=examples(ci=5, thorough=60))
 @hypothesis.given(problem=et.problems(lengths=st.just(3)))
 def test_the_pattern_holds_every_entry(problem: et.Problem):
-    fresh_caches(10)
+    fresh_caches()
     found = pattern(graph_of(problem))
     assert not (jacobian_pattern(problem) & ~found).any()
 

@@ -57,7 +57,7 @@ def test_rtrl_is_bptt(kind: str):
         method=st.sampled_from(["single-step", "multi-step"]),
     )
     def run(problem: et.Problem, method: str):
-        fresh_caches(3)
+        fresh_caches()
         for each in siblings(problem):
             compare(each, method)
 

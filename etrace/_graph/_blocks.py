@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ._ir import Equation
-from ._partition import LABEL
+from ._labels import LABEL, scattered
 
 # Pairs of an axis of the operand and the axis of every result that runs along it.
 Axes = Sequence[tuple[int, int]]
@@ -26,6 +26,10 @@ class Blocks:
     count: int
     operand: np.ndarray
     results: tuple[np.ndarray, ...]
+
+    def joined(self, labels: np.ndarray) -> np.ndarray:
+        """What labels of the operand say together, in each block."""
+        return scattered(labels, self.operand, self.count)
 
     def to_operand(self, of_blocks: np.ndarray) -> np.ndarray:
         """Something of each block, at the elements of the operand."""

@@ -8,20 +8,16 @@ the numbers that come back must be those that went in.
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
-from ._blocks import Blocks, first_labels
+from ._blocks import Blocks
 from ._custom import inexact, pushforward
-from ._ir import Equation, Program, Var
+from ._ir import Edge, Equation, Program
 from ._jaxprs import Loop
-from ._primitive import Kind
-
-NONE, _SEVERAL = -1, -2
-
-Numbers = dict[Var, np.ndarray]
+from ._labels import MIXED, UNSET, Labels, joined
 
 
 def find_body_blocks(equation: Equation, j: int, classify: Callable) -> Blocks | None:
@@ -41,7 +37,7 @@ def blocks_along(
 ) -> Blocks | None:
     """The blocks of operand j, by the axes whose numbers keep apart.
 
-    `through` takes numbers of the operand to those of the results, NONE where they
+    `through` takes numbers of the operand to those of the results, UNSET where they
     depend on none of it, or to None if different ones meet.
     """
     shape, kept, found = equation.inputs[j].shape, [], []
@@ -111,7 +107,7 @@ def is_elementwise(equation: Equation, classify: Callable) -> bool:
         if results is None:
             return False
         own = np.broadcast_to(own, shape)
-        if not all(((r == own) | (r == NONE)).all() for r in results):
+        if not all(((r == own) | (r == UNSET)).all() for r in results):
             return False
     return True
 
@@ -132,7 +128,7 @@ def _numbered(found: list, strides: list[int], shape: tuple[int, ...], none: int
     total, missing = np.zeros(shape, int), np.zeros(shape, bool)
     for numbers, stride in zip(found, strides):
         total = total + stride * numbers
-        missing |= numbers == NONE
+        missing |= numbers == UNSET
     return np.where(missing, none, total)
 
 
@@ -157,57 +153,32 @@ def _around(
         carry = zip(body.inputs[loop.constants : first], results[: loop.carry])
         before = dict(labels)
         for v, out in carry:
-            joined = _joined([labels.get(v, np.full(v.shape, NONE)), out])
-            if (joined == _SEVERAL).any():
+            both = joined([labels.get(v, np.full(v.shape, UNSET)), out])
+            if (both == MIXED).any():
                 return None
-            labels[v] = joined
+            labels[v] = both
         if all(v in before and (before[v] == x).all() for v, x in labels.items()):
             shapes = [v.shape for v in equation.outputs]
             return [np.broadcast_to(r, s) for r, s in zip(results, shapes)]
 
 
-def walked(operations: Any, labels: Numbers) -> list[np.ndarray] | None:
+def walked(operations: Any, labels: Labels) -> list[np.ndarray] | None:
     """The numbers of the outputs of a body; None if one has several."""
     program: Program = operations.program
-    labels = dict(labels)
+    labels, mixed = dict(labels), functools.partial(_mixed, operations)
     for i, equation in enumerate(program.equations):
         operands = [labels.get(v) for v in equation.inputs]
-        kind = operations.kinds[i]
-        if kind is Kind.STOP or all(o is None for o in operands):
-            continue
-        if kind is Kind.MOVEMENT:
-            found = operations.moved(i, operands, NONE)
-        elif kind is Kind.ELEMENTWISE:
-            shape = equation.outputs[0].shape
-            parts = [np.broadcast_to(o, shape) for o in operands if o is not None]
-            found = [_joined(parts)] * len(equation.outputs)
-        else:
-            found = _mixed(operations, i, operands)
-        labels.update((v, x) for v, x in zip(equation.outputs, found) if v.inexact)
-    results = [labels.get(v, np.full(v.shape, NONE)) for v in program.outputs]
-    return None if any((r == _SEVERAL).any() for r in results) else results
+        found = operations.arriving(i, operands, UNSET, mixed)
+        for v, parts in zip(equation.outputs, found):
+            if v.inexact and parts:
+                labels[v] = joined(parts)
+    results = [labels.get(v, np.full(v.shape, UNSET)) for v in program.outputs]
+    return None if any((r == MIXED).any() for r in results) else results
 
 
-def _mixed(operations: Any, i: int, operands: list) -> list[np.ndarray]:
-    outputs = operations.program.equations[i].outputs
-    found = [np.full(v.shape, NONE) for v in outputs]
-    for j, numbers in enumerate(operands):
-        if numbers is None:
-            continue
-        blocks = operations.blocks((i, j))
-        if blocks is None:
-            return [np.full(v.shape, _SEVERAL) for v in outputs]
-        own = first_labels(numbers, blocks)
-        other = (numbers != NONE) & (numbers != blocks.to_operand(own))
-        own[blocks.operand[other]] = _SEVERAL
-        found = [_joined([f, r]) for f, r in zip(found, blocks.to_results(own))]
-    return found
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    result = parts[0]
-    for part in parts[1:]:
-        clash = np.where(result == part, result, _SEVERAL)
-        clash = np.where(part == NONE, result, clash)
-        result = np.where(result == NONE, part, clash)
-    return result
+def _mixed(operations: Any, edge: Edge, numbers: np.ndarray) -> list[np.ndarray]:
+    blocks = operations.blocks(edge)
+    if blocks is None:
+        outputs = operations.program.equations[edge[0]].outputs
+        return [np.full(v.shape, MIXED) for v in outputs]
+    return blocks.to_results(blocks.joined(numbers))

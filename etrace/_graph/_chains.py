@@ -5,6 +5,7 @@ itself. With low-rank weights and adapters both are factors of one weight expres
 and their site is the product of the two.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable
 
@@ -26,26 +27,21 @@ def join_chains(
     Of products of two weights with parameters in them, the first of which nothing else
     reads.
     """
+    params, data, new = map(tuple, (params, data, new))
     while True:
-        joined = _join_one(program, set(params), set(data), tuple(new))
+        joined = _join_one(program, params, data, new)
         if joined is None:
             return program
         program = joined
 
 
 def _join_one(
-    program: Program, params: set[Var], data: set[Var], new: tuple[Var, ...]
+    program: Program, params: Iterable[Var], given: Iterable[Var], new: Iterable[Var]
 ) -> Program | None:
-    made: dict[Var | None, int] = {}
-    readers: dict[Var | None, int] = {}
-    for i, e in enumerate(program.equations):
-        for kind in (params, data):
-            if any(v in kind for v in e.inputs):
-                kind.update(e.outputs)
-        made.update(dict.fromkeys(e.outputs, i))
-        for v in e.inputs:
-            readers[v] = readers.get(v, 0) + 1
-    weights = params - data
+    made = {v: i for i, e in enumerate(program.equations) for v in e.outputs}
+    readers = collections.Counter(v for e in program.equations for v in e.inputs)
+    data = program.reached_from(given)
+    weights = program.reached_from(params) - data
     for i in program.needed(new):
         outer = program.equations[i]
         j = _weight_of(outer, weights, data)

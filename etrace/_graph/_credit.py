@@ -13,7 +13,7 @@ import numpy as np
 from ._flows import propagate_backwards, pull
 from ._graph import Graph, of_graph
 from ._ir import Edge, Var
-from ._partition import LABEL, UNSET, Labels
+from ._labels import LABEL, UNSET, Labels
 
 
 @of_graph

@@ -46,7 +46,7 @@ class Dependence:
                     self._mark(equation, i, present)
             if kind is Kind.STOP or all(o is None for o in operands):
                 continue
-            found = self._through(equation, i, kind, operands, present)
+            found = self._through(equation, i, operands, present)
             for v, flags in zip(equation.outputs, found, strict=True):
                 if v.inexact and v not in self.flags:
                     self.flags[v] = flags
@@ -58,7 +58,7 @@ class Dependence:
             return flags if more is None else more
         return flags | more
 
-    def _through(self, equation, i, kind, operands, present) -> list[np.ndarray]:
+    def _through(self, equation, i, operands, present) -> list[np.ndarray]:
         if self.by_zeros and equation.primitive.zeros is Zeros.PRODUCT:
             # Linear in each operand: what passes is what it makes of zeros and ones.
             parts = []
@@ -67,39 +67,20 @@ class Dependence:
                     values = [*present[:j], flags, *present[j + 1 :]]
                     parts.append(_applied(equation, values, j))
             return [functools.reduce(np.logical_or, parts)]
-        if kind is Kind.ELEMENTWISE:
-            shape = (*equation.outputs[0].shape, self.size)
-            parts = [np.broadcast_to(o, shape) for o in operands if o is not None]
-            return [functools.reduce(np.logical_or, parts)] * len(equation.outputs)
-        if kind is Kind.MOVEMENT:
-            flat = np.concatenate(
-                [
-                    np.zeros((v.size, self.size), bool)
-                    if o is None
-                    else np.broadcast_to(o, (*v.shape, self.size)).reshape(
-                        v.size, self.size
-                    )
-                    for v, o in zip(equation.inputs, operands)
-                ]
-            )
-            return [
-                np.where(source[..., None] == NOTHING, False, flat[source])
-                for source in self.operations.sources(i)
-            ]
-        found = [np.zeros((*v.shape, self.size), bool) for v in equation.outputs]
-        for j, o in enumerate(operands):
-            if o is not None:
-                shape = equation.inputs[j].shape
-                rows = np.broadcast_to(o, (*shape, self.size)).reshape(-1, self.size)
-                found = [a | b for a, b in zip(found, self._mixed(i, j, rows))]
-        return found
+        found = self.operations.arriving(
+            i, operands, False, self._mixed, more=(self.size,)
+        )
+        return [functools.reduce(np.logical_or, parts) for parts in found]
 
-    def _mixed(self, i: int, j: int, rows: np.ndarray) -> list[np.ndarray]:
-        """What an operand, in rows, reaches through a mixing operation."""
-        blocks = self.operations.blocks((i, j))
+    def _mixed(self, edge: Edge, flags: np.ndarray) -> list[np.ndarray]:
+        """What an operand reaches through a mixing operation."""
+        blocks = self.operations.blocks(edge)
+        operand = self.operations.program.operand(edge)
+        rows = np.broadcast_to(flags, (*operand.shape, self.size))
+        rows = rows.reshape(operand.size, self.size)
         if blocks is None:
             outputs, every = (
-                self.operations.program.equations[i].outputs,
+                self.operations.program.equations[edge[0]].outputs,
                 rows.any(axis=0),
             )
             return [np.broadcast_to(every, (*v.shape, self.size)) for v in outputs]

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ._flows import in_blocks
 from ._ir import Edge, Var
+from ._labels import UNSET, Labels
 from ._operations import Operations
-from ._partition import UNSET, Labels
 from ._positions import Positions
 from ._primitive import Kind
 
@@ -71,7 +70,6 @@ class _Walk:
         """Labels of everything that belongs to a position."""
         labels = dict(self.positions.forward)
         for i, equation in enumerate(self.operations.program.equations):
-            kind = self.operations.kinds[i]
             for v in equation.outputs:
                 if v in entering:
                     labels[v] = entering[v]
@@ -79,19 +77,12 @@ class _Walk:
                 self._operand(labels, entering, (i, j))
                 for j in range(len(equation.inputs))
             ]
-            if kind is Kind.STOP or all(o is None for o in operands):
-                continue
-            if kind is Kind.MIXING:
-                found = self._mixed(i, operands)
-            elif kind is Kind.MOVEMENT:
-                found = self.operations.moved(i, operands, UNSET)
-            else:
-                found = self._combined(i, [o for o in operands if o is not None])
-            for v, label in zip(equation.outputs, found):
-                if v.inexact and (label != UNSET).any():
-                    old = labels.get(v)
-                    parts = [label] if old is None else [old, label]
-                    labels[v] = self._flowing(v, parts)
+            found = self.operations.arriving(i, operands, UNSET, self._mixed)
+            for v, parts in zip(equation.outputs, found):
+                if not v.inexact or all((x == UNSET).all() for x in parts):
+                    continue
+                parts = [labels[v], *parts] if v in labels else parts
+                labels[v] = self._flowing(v, parts)
         return labels
 
     def _operand(self, labels: Labels, entering: Mapping, edge: Edge):
@@ -103,12 +94,6 @@ class _Walk:
         cut = self.positions.cuts[edge]
         return np.where(cut, UNSET, np.broadcast_to(label, cut.shape))
 
-    def _combined(self, i: int, operands: list) -> list[np.ndarray]:
-        outputs = self.operations.program.equations[i].outputs
-        shape = outputs[0].shape
-        parts = [np.broadcast_to(operand, shape) for operand in operands]
-        return [self._flowing(outputs[0], parts)] * len(outputs)
-
     def _flowing(self, var: Var, parts: list[np.ndarray]) -> np.ndarray:
         """Where labels differ, the one that flows into the state."""
         result = functools.reduce(_first, parts)
@@ -119,18 +104,15 @@ class _Walk:
                     result = np.where(flows, label, result)
         return result
 
-    def _mixed(self, i: int, operands: list) -> list[np.ndarray]:
+    def _mixed(self, edge: Edge, label: np.ndarray) -> list[np.ndarray]:
         """What a mixing operation leaves apart."""
-        outputs = self.operations.program.equations[i].outputs
-        found = [np.full(v.shape, UNSET) for v in outputs]
-        for j, label in enumerate(operands):
-            blocks = self.operations.blocks((i, j))
-            if label is not None and blocks is not None:
-                passing = np.where(self._passes((i, j), label), label, UNSET)
-                own = in_blocks(passing, blocks)
-                own = np.where(own >= 0, own, UNSET)
-                found = list(map(_first, found, blocks.to_results(own)))
-        return found
+        blocks = self.operations.blocks(edge)
+        if blocks is None:
+            outputs = self.operations.program.equations[edge[0]].outputs
+            return [np.full(v.shape, UNSET) for v in outputs]
+        passing = np.where(self._passes(edge, label), label, UNSET)
+        own = blocks.joined(passing)
+        return blocks.to_results(np.where(own >= 0, own, UNSET))
 
     def _passes(self, edge: Edge, label: np.ndarray) -> np.ndarray:
         """Which elements of an operand keep their label through a mixing operation:

@@ -26,11 +26,11 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from ._copies import Copies, Plan, Way, copied
-from ._flows import BLOCKED, MIXED, pull
+from ._flows import pull
 from ._forms import linear_form
 from ._ir import Edge, Equation, Program, Var
+from ._labels import BLOCKED, LABEL, MIXED, UNSET
 from ._operations import NOTHING, Operations
-from ._partition import LABEL, UNSET
 from ._positions import Positions
 from ._primitive import Kind
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from ._flows import BLOCKED, pull
+from ._flows import pull
 from ._ir import Edge, Var
+from ._labels import BLOCKED, Labels
 from ._operations import Operations
-from ._partition import Labels
 from ._primitive import Kind
 
 

@@ -9,14 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ._blocks import Blocks
 from ._ir import Edge, Var
+from ._labels import BLOCKED, LABEL, MIXED, UNSET, Labels, joined, scattered
 from ._operations import Operations
-from ._partition import LABEL, UNSET, Labels
 from ._primitive import Kind
-
-MIXED = -2  # flows into several positions
-BLOCKED = -3  # flows into the state through a mixing operation
 
 
 def propagate_backwards(
@@ -72,20 +68,20 @@ def pull(
         if edge in own:
             found = [np.where(own[edge], UNSET, o) for o in found]
         if operand.shape == equation.outputs[0].shape:
-            return _joined(found)
+            return joined(found)
         ids = np.arange(operand.size).reshape(operand.shape)
         ids = np.broadcast_to(ids, equation.outputs[0].shape)
-        return _joined(
-            [_scatter(o, ids, operand.size).reshape(operand.shape) for o in found]
+        return joined(
+            [scattered(o, ids, operand.size).reshape(operand.shape) for o in found]
         )
     start = sum(v.size for v in equation.inputs[:j])
     parts = []
     for output, source in zip(outputs, operations.sources(i)):
         if output is not None:
             inside = (source >= start) & (source < start + operand.size)
-            part = _scatter(output[inside], source[inside] - start, operand.size)
+            part = scattered(output[inside], source[inside] - start, operand.size)
             parts.append(part.reshape(operand.shape))
-    return _joined(parts)
+    return joined(parts)
 
 
 def _pull_mixed(
@@ -95,20 +91,15 @@ def _pull_mixed(
     operand, blocks = operations.program.operand(edge), operations.blocks(edge)
     if blocks is None:
         return np.full(operand.shape, through_mixing, LABEL)
-    own = _joined(
+    own = joined(
         [
-            _scatter(o.reshape(-1), b.reshape(-1), blocks.count)
+            scattered(o, b, blocks.count)
             for o, b in zip(outputs, blocks.results)
             if o is not None
         ]
     )
     own = np.where((own == MIXED) | (own == BLOCKED), through_mixing, own)
     return blocks.to_operand(own)
-
-
-def in_blocks(labels: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """Joins the labels of an operand, by block."""
-    return _scatter(labels.reshape(-1), blocks.operand.reshape(-1), blocks.count)
 
 
 def converging(
@@ -132,30 +123,6 @@ def converging(
     return result
 
 
-def _scatter(labels: np.ndarray, targets: np.ndarray, size: int) -> np.ndarray:
-    """Joins `labels` that arrive at the same of `size` targets."""
-    low = np.full(size, np.iinfo(LABEL).max, LABEL)
-    high = np.full(size, UNSET, LABEL)
-    definite = labels >= 0
-    np.minimum.at(low, targets[definite], labels[definite])
-    np.maximum.at(high, targets[definite], labels[definite])
-    result = np.where(high < 0, UNSET, np.where(low == high, high, MIXED))
-    result[targets[labels == MIXED]] = MIXED
-    result[targets[labels == BLOCKED]] = BLOCKED
-    return result
-
-
 def _join(labels: Labels, var: Var, label: np.ndarray) -> None:
     label = np.broadcast_to(label, var.shape)
-    labels[var] = _joined([labels[var], label]) if var in labels else label
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    result = parts[0]
-    for part in parts[1:]:
-        blocked = (result == BLOCKED) | (part == BLOCKED)
-        clash = np.where(blocked, BLOCKED, MIXED)
-        clash = np.where(result == part, result, clash)
-        clash = np.where(part == UNSET, result, clash)
-        result = np.where(result == UNSET, part, clash)
-    return result
+    labels[var] = joined([labels[var], label]) if var in labels else label

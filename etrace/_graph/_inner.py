@@ -21,8 +21,9 @@ import numpy as np
 from ._blocks import first_labels
 from ._flows import propagate_backwards
 from ._ir import Edge, Var
+from ._labels import LABEL, UNSET, Labels
 from ._operations import Operations
-from ._partition import LABEL, UNSET, Labels, joined
+from ._partition import connected
 from ._positions import Positions
 from ._primitive import Kind
 
@@ -140,7 +141,7 @@ def _if_one(
     """Per group: the position into which values flow, if those that meet were one."""
     a, b = (x.reshape(-1) for x in meeting)
     met = (a >= 0) & (b >= 0)
-    root = joined(a[met], b[met], sum(g.size for g in positions.groups))
+    root = connected(a[met], b[met], sum(g.size for g in positions.groups))
     root = np.where(root < 0, np.arange(root.size), root).astype(LABEL)
     return [
         propagate_backwards(operations, {v: root[x] for v, x in g.labels(new).items()})
@@ -156,7 +157,7 @@ def _inside(
     none apart from the others."""
     a, b = (x.reshape(-1) for x in pairs)
     met = (a >= 0) & (b >= 0)
-    root = joined(a[met], b[met], sum(g.size for g in positions.groups))
+    root = connected(a[met], b[met], sum(g.size for g in positions.groups))
     axes, ranks = {}, {}
     if mixed and len(np.unique(root[root >= 0])) == 1:
         return axes, ranks

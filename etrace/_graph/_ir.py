@@ -119,12 +119,18 @@ class Program:
         ]
         return equations, tuple(given.get(v, v) for v in self.outputs)
 
-    def reached_from(self, start: Iterable[Var]) -> set[Var]:
-        """The values that depend on others, and these."""
+    def reached_from(
+        self, start: Iterable[Var], passes: Callable[["Edge"], bool] | None = None
+    ) -> set[Var]:
+        """The values that depend on others, and these; if it is given, by edges that
+        `passes` admits and through values that gradients flow through."""
         reached = set(start)
-        for e in self.equations:
-            if any(v in reached for v in e.inputs):
-                reached.update(e.outputs)
+        for i, e in enumerate(self.equations):
+            edges = [(i, j) for j, v in enumerate(e.inputs) if v in reached]
+            if passes is None:
+                reached.update(e.outputs if edges else ())
+            elif any(map(passes, edges)):
+                reached.update(v for v in e.outputs if v.inexact)
         return reached
 
 

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from jax.core import ShapedArray
 
-from ._flows import BLOCKED, MIXED
 from ._graph import Graph
 from ._ir import Edge, Var
-from ._partition import UNSET
+from ._labels import BLOCKED, MIXED, UNSET
 from ._tables import table
 from ._where import short
 

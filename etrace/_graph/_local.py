@@ -17,7 +17,7 @@ from jaxtyping import Array
 from ._derivative import Arrived, Way
 from ._graph import Graph, of_graph
 from ._ir import Var
-from ._partition import UNSET
+from ._labels import UNSET
 from ._sites import Site
 from ._values import StepValues
 from ._ways import local_equations

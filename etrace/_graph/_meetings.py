@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ._faults import mixing_behind
-from ._flows import BLOCKED, MIXED, propagate_backwards, pull
+from ._flows import propagate_backwards, pull
 from ._ir import Edge, Var
+from ._labels import BLOCKED, MIXED, UNSET, Labels
 from ._losses import (
     BEHIND_MIXING,
     LOCAL_PART,
@@ -21,7 +22,6 @@ from ._losses import (
 )
 from ._operations import Operations
 from ._options import MixingTails
-from ._partition import UNSET, Labels
 from ._positions import Positions
 from ._primitive import Kind
 from ._sites import Site, make_site

@@ -9,9 +9,9 @@ import numpy as np
 
 from ._exits import Exits
 from ._ir import Edge, Var
+from ._labels import LABEL
 from ._operations import Operations
 from ._options import GraphOptions
-from ._partition import LABEL
 from ._positions import Group, Positions
 from ._primitive import Kind
 from ._sites import Site
@@ -88,17 +88,17 @@ class Memory:
 
     def _reached(self, start: set[Var], cut: bool = True) -> set[Var]:
         """Values that depend on `start` by local paths."""
-        reached = set(start)
-        for i, equation in enumerate(self.operations.program.equations):
+        apart = self.positions.inner if cut else self.converging
+        cuts = self.positions.cuts if cut else {}
+
+        def passes(edge: Edge) -> bool:
+            i, _ = edge
             local = self.operations.kinds[i] not in (Kind.MIXING, Kind.STOP)
             local |= self.diagonals is None or i in self.diagonals
-            apart = self.positions.inner if cut else self.converging
-            for j, v in enumerate(equation.inputs):
-                whole = cut and (i, j) in self.positions.cuts
-                closed = whole and self.positions.cuts[i, j].all()
-                if v in reached and not closed and (local or (i, j) in apart):
-                    reached.update(o for o in equation.outputs if o.inexact)
-        return reached
+            closed = edge in cuts and cuts[edge].all()
+            return not closed and (local or edge in apart)
+
+        return self.operations.program.reached_from(start, passes)
 
     def coupling(self, group: Group) -> np.ndarray:
         """Whether component i depends on j of the step before, [i, j]."""

@@ -9,6 +9,7 @@ from ._custom import is_assumed_linear, is_linear
 from ._graph import Graph, Occurrence
 from ._inner import Place
 from ._ir import Edge, Equation, Var
+from ._labels import UNSET
 from ._losses import (
     ANOTHERS_LEAK,
     ANOTHERS_MEMORY,
@@ -26,7 +27,6 @@ from ._losses import (
     other_position,
     too_large,
 )
-from ._partition import UNSET
 from ._where import is_of_library, short
 
 Filters = Callable[[Graph, Edge, int], bool]  # see `ETraceVjpAlgorithm._filters`

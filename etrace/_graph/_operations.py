@@ -1,7 +1,7 @@
 """Classifies the equations of a program, and says how each moves positions."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.core import Tracer
 from ._blocks import Blocks, find_blocks
 from ._bodies import find_body_blocks, is_elementwise
 from ._ir import Edge, Equation, Program, Var
-from ._partition import LABEL
+from ._labels import LABEL
 from ._primitive import Kind
 from ._solves import find_solve_blocks
 from .primitives import SOLVE
@@ -57,6 +57,10 @@ class Operations:
             return Kind.ELEMENTWISE
         return Kind.MIXING
 
+    def passes(self, edge: Edge) -> bool:
+        """Whether gradients may flow on from what is read at an edge."""
+        return self.kinds[edge[0]] is not Kind.STOP
+
     @functools.cache  # noqa: B019 (lives as long as the analysis)
     def blocks(self, edge: Edge) -> Blocks | None:
         """What a mixing operation keeps apart of one operand."""
@@ -70,19 +74,53 @@ class Operations:
             return find_solve_blocks(equation, j, of_body)
         return find_blocks(equation, j, self.known)
 
-    def moved(
-        self, i: int, operands: Sequence[np.ndarray | None], none: Any
+    def arriving(
+        self,
+        i: int,
+        operands: Sequence[np.ndarray | None],
+        none: Any,
+        mixed: Callable[[Edge, np.ndarray], Sequence[np.ndarray]] | None = None,
+        more: tuple[int, ...] = (),
+    ) -> list[list[np.ndarray]]:
+        """What arrives at each result of an equation, of labels of its operands: one
+        array for each way, to be joined.
+
+        An elementwise operation has a way from each of its operands, a movement is one.
+        Of a mixing operation, `mixed(edge, labels)` is what comes by an operand, per
+        result; by default nothing does. Labels are `[*shape, *more]`, None for an
+        operand that has none, `none` for an element.
+        """
+        equation = self.program.equations[i]
+        kind, given = self.kinds[i], [o for o in operands if o is not None]
+        if kind is Kind.STOP or not given:
+            return [[] for _ in equation.outputs]
+        if kind is Kind.MOVEMENT:
+            return [[x] for x in self._moved(i, operands, none, more)]
+        if kind is Kind.MIXING:
+            pairs = [((i, j), o) for j, o in enumerate(operands) if o is not None]
+            ways = [mixed(*pair) for pair in pairs] if mixed else []
+            return [[way[n] for way in ways] for n in range(len(equation.outputs))]
+        shape = (*equation.outputs[0].shape, *more)
+        parts = [np.broadcast_to(o, shape) for o in given]
+        return [parts for _ in equation.outputs]
+
+    def _moved(
+        self,
+        i: int,
+        operands: Sequence[np.ndarray | None],
+        none: Any,
+        more: tuple[int, ...],
     ) -> list[np.ndarray]:
-        """Labels of the results of a movement; `none` where there is no label."""
-        inputs = self.program.equations[i].inputs
         dtype = np.result_type(*(o.dtype for o in operands if o is not None))
-        flat = np.concatenate(
-            [
-                np.full(v.size, none, dtype) if o is None else o.reshape(-1)
-                for v, o in zip(inputs, operands, strict=True)
-            ]
-        )
-        return [np.where(s == NOTHING, none, flat[s]) for s in self.sources(i)]
+        flat = [
+            np.full((v.size, *more), none, dtype)
+            if o is None
+            else np.broadcast_to(o, (*v.shape, *more)).reshape(v.size, *more)
+            for v, o in zip(self.program.equations[i].inputs, operands, strict=True)
+        ]
+        # Last, where `NOTHING` points to, is what no operand supplies.
+        together = np.concatenate([*flat, np.full((1, *more), none, dtype)])
+        return [together[s] for s in self.sources(i)]
 
     @functools.cache  # noqa: B019
     def sources(self, i: int) -> tuple[np.ndarray, ...]:

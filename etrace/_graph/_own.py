@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ._derivative import Way
 from ._graph import Graph, of_graph
 from ._ir import Edge, Var
-from ._partition import LABEL
+from ._labels import LABEL
 from ._propagation import Propagation
 from ._ways import leaving
 

@@ -6,11 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from ._ir import Var
-
-UNSET = -1  # belongs to no position
-LABEL = np.int32  # half the memory of a large network's analysis, and enough
-
-Labels = dict[Var, np.ndarray]
+from ._labels import LABEL, Labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +107,7 @@ class Partition:
         self.group[self.group == gb] = ga
 
 
-def joined(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
+def connected(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
     """The smallest position that each is joined with, by way of others; -1 for those
     that no pair names."""
     root = np.arange(size)

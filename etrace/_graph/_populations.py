@@ -23,8 +23,9 @@ from ._blocks import first_labels
 from ._dependence import Dependence
 from ._flows import propagate_backwards
 from ._ir import Edge, Var
+from ._labels import LABEL, UNSET, Labels
 from ._operations import Operations
-from ._partition import LABEL, UNSET, Group, Labels, joined
+from ._partition import Group, connected
 from ._primitive import Kind
 from .primitives import SCATTER_ADD
 
@@ -101,19 +102,11 @@ def _coming(
     result = {v: label for v, label in flow.items() if v in moving}
     for i, equation in enumerate(operations.program.equations):
         operands = [result.get(v) for v in equation.inputs]
-        if all(o is None for o in operands):
-            continue
-        if operations.kinds[i] is Kind.MOVEMENT:
-            found = operations.moved(i, operands, UNSET)
-        elif operations.kinds[i] is Kind.ELEMENTWISE:
-            shape = equation.outputs[0].shape
-            wide = [np.broadcast_to(o, shape) for o in operands if o is not None]
-            found = [functools.reduce(np.maximum, wide)] * len(equation.outputs)
-        else:
-            continue
-        for v, label in zip(equation.outputs, found):
-            if v.inexact:
+        found = operations.arriving(i, operands, UNSET)
+        for v, parts in zip(equation.outputs, found):
+            if v.inexact and parts:
                 own = result.get(v, np.full(v.shape, UNSET, LABEL))
+                label = functools.reduce(np.maximum, parts)
                 result[v] = np.where(own >= 0, own, label)
     return result
 
@@ -228,7 +221,7 @@ def _heads(
         return whole
     held = labels >= 0
     size = int(blocks.count + labels.max() + 1)
-    root = joined(blocks.operand[held], labels[held] + blocks.count, size)
+    root = connected(blocks.operand[held], labels[held] + blocks.count, size)
     found, head = np.unique(root[: blocks.count], return_inverse=True)
     none = int(found[0] < 0)  # blocks that hold nothing of the state
     if not 1 < len(found) - none <= _MOST_HEADS:
@@ -242,7 +235,7 @@ def _joined(together: np.ndarray) -> np.ndarray:
     together."""
     head, position = np.nonzero(together)
     first, size = together.argmax(axis=1), together.shape[1]
-    root = joined(first[head], position, size)
+    root = connected(first[head], position, size)
     return np.where(root < 0, np.arange(size), root)
 
 

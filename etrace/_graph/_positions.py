@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ._blocks import first_labels
-from ._flows import BLOCKED, MIXED, in_blocks, propagate_backwards
+from ._flows import propagate_backwards
 from ._ir import Edge, Var
+from ._labels import BLOCKED, LABEL, MIXED, UNSET, Labels
 from ._operations import Operations
-from ._partition import LABEL, UNSET, Group, Labels, Partition
+from ._partition import Group, Partition
 from ._populations import Populations, find_populations
 from ._primitive import Kind
 
@@ -128,9 +129,7 @@ def _still(
     """The leaves whose values no parameter can change, by any number of steps."""
     moving = set(params)
     while True:
-        for kind, e in zip(operations.kinds, operations.program.equations):
-            if kind is not Kind.STOP and not moving.isdisjoint(e.inputs):
-                moving.update(v for v in e.outputs if v.inexact)
+        moving = operations.program.reached_from(moving, operations.passes)
         more = [a for a, b in zip(old, new) if b in moving and a not in moving]
         if not more:
             break
@@ -213,24 +212,15 @@ class _ForwardWalk:
     def run(self, partition: Partition):
         """Labels every local value. Stops at positions to merge, which it returns."""
         for i, equation in enumerate(self.operations.program.equations):
-            kind = self.operations.kinds[i]
             operands = [self.labels.get(v) for v in equation.inputs]
-            if kind is Kind.STOP or all(o is None for o in operands):
+            if all(o is None for o in operands):
                 continue
-            if kind is Kind.MIXING:
+            if self.operations.kinds[i] is Kind.MIXING:
                 pairs = self._mixing(partition, i, operands)
-                if pairs is not None:
-                    return pairs
-                continue
-            if kind is Kind.MOVEMENT:
-                found = self.operations.moved(i, operands, UNSET)
-                for v, label in zip(equation.outputs, found):
-                    self._set(v, label)
-                continue
-            if any(v.inexact for v in equation.outputs):
-                pairs = self._elementwise(partition, i, operands)
-                if pairs is not None:
-                    return pairs
+            else:
+                pairs = self._local(partition, i, operands)
+            if pairs is not None:
+                return pairs
         return None
 
     def _set(self, var: Var, label: np.ndarray) -> None:
@@ -249,7 +239,7 @@ class _ForwardWalk:
             blocks = None if label is None else self.operations.blocks((i, j))
             if label is None or blocks is None:
                 continue
-            own = in_blocks(label, blocks)
+            own = blocks.joined(label)
             first = blocks.to_operand(first_labels(label, blocks))
             results = blocks.to_results(own)
             pairs = _clashing([first, *found], [label, *results])
@@ -264,15 +254,20 @@ class _ForwardWalk:
             self._set(v, label)
         return None
 
-    def _elementwise(self, partition: Partition, i: int, operands):
-        """One elementwise equation; returns positions to merge, if any."""
+    def _local(self, partition: Partition, i: int, operands):
+        """An elementwise operation or a movement; returns positions to merge, if any.
+
+        Where several operands meet, it is elementwise, and its results are alike.
+        """
         outputs = self.operations.program.equations[i].outputs
-        shape = outputs[0].shape
-        labels = {
-            j: np.broadcast_to(o, shape)
-            for j, o in enumerate(operands)
-            if o is not None
-        }
+        found = self.operations.arriving(i, operands, UNSET)
+        if not found or len(found[0]) < 2 or not any(v.inexact for v in outputs):
+            for v, ways in zip(outputs, found):
+                for label in ways:
+                    self._set(v, label)
+            return None
+        given = (j for j, o in enumerate(operands) if o is not None)
+        labels = dict(zip(given, found[0], strict=True))
         result = functools.reduce(np.maximum, labels.values())
         apart = [(o >= 0) & (o != result) for o in labels.values() if o is not result]
         conflict = functools.reduce(np.logical_or, apart, np.zeros((), bool))

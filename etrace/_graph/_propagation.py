@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ._derivative import Way
 from ._graph import Graph, of_graph
 from ._ir import Edge, Var
-from ._partition import UNSET
+from ._labels import UNSET
 from ._primitive import Kind
 from ._values import StepValues
 from ._ways import local_equations, new_values

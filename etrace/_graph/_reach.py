@@ -9,7 +9,7 @@ import numpy as np
 
 from ._dependence import Dependence, Flags
 from ._graph import Graph, of_graph
-from ._partition import LABEL, UNSET
+from ._labels import LABEL, UNSET
 
 
 @of_graph

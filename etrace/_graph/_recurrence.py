@@ -16,11 +16,10 @@ from jaxtyping import Array
 
 from ._batched import Value, mapped, take
 from ._exits import Exits
-from ._flows import BLOCKED, MIXED
 from ._forms import LinearForm, linear_form
 from ._ir import Equation, Var
+from ._labels import BLOCKED, MIXED, UNSET
 from ._operations import Operations
-from ._partition import UNSET
 from ._positions import Positions
 from ._primitive import Kind
 

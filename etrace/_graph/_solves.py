@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from ._blocks import Blocks
-from ._bodies import NONE, blocks_along, walked
+from ._bodies import blocks_along, walked
 from ._ir import Equation, Var
 from ._jaxprs import linear_solve
+from ._labels import UNSET
 from ._program import trace_program
 
 
@@ -39,7 +40,7 @@ def find_solve_blocks(equation: Equation, j: int, classify: Callable) -> Blocks 
         return walked(solve, dict(zip(inner, numbers, strict=True)))
 
     if j >= constants:
-        nothing = [np.full(v.shape, NONE) for v in right]
+        nothing = [np.full(v.shape, UNSET) for v in right]
 
         def of_right(numbers: np.ndarray) -> list[np.ndarray] | None:
             k = j - constants
@@ -47,7 +48,7 @@ def find_solve_blocks(equation: Equation, j: int, classify: Callable) -> Blocks 
 
         return blocks_along(equation, j, of_right)
     if j >= of_product:
-        nothing = [np.full(v.shape, NONE) for v in equation.outputs]
+        nothing = [np.full(v.shape, UNSET) for v in equation.outputs]
         return blocks_along(equation, j, lambda _: nothing)
     read = [*equation.inputs[:of_product], *right]
     multiply = classify(trace_program(product, _structs(read)))

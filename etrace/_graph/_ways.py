@@ -6,7 +6,7 @@ import numpy as np
 
 from ._graph import Graph, of_graph
 from ._ir import Edge, Var
-from ._partition import UNSET
+from ._labels import UNSET
 from ._primitive import Kind
 
 
@@ -56,13 +56,9 @@ def complete_groups(graph: Graph) -> frozenset[int]:
     There the gradient of the new state, the old one held, is the immediate part of the
     traces: no other path leads from a parameter to the state within a step.
     """
-    program, kinds = graph.program, graph.operations.kinds
-    moving = set(graph.inputs["params"])
-    made_by = {}
-    for i, e in enumerate(program.equations):
-        made_by.update(dict.fromkeys(e.outputs, i))
-        if kinds[i] is not Kind.STOP and any(v in moving for v in e.inputs):
-            moving.update(v for v in e.outputs if v.inexact)
+    program = graph.program
+    moving = program.reached_from(graph.inputs["params"], graph.operations.passes)
+    made_by = {v: i for i, e in enumerate(program.equations) for v in e.outputs}
 
     def complete(group: int) -> bool:
         own = [t for t in graph.traces if t.group == group]

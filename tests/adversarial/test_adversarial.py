@@ -144,7 +144,7 @@ def test_random_steps_are_those_of_jax():
     def check(seed: int):
         spec = spec_of(seed)
         hypothesis.note(str(spec))
-        fresh_caches(200)
+        fresh_caches()
         said.append(compare(spec))
         used.update(name for name, _ in spec.steps)
 

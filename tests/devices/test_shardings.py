@@ -37,7 +37,7 @@ def modulator(rule: Rule):
 @pytest.mark.parametrize("layout", examples(ci=[(2, 4)], thorough=[(8, 1), (2, 4)]))
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_gradient_is_that_of_one_device(name, layout):
-    fresh_caches(4)
+    fresh_caches()
     rule, place, (xs, ys) = RULES[name], Layout(*layout), data()
     algorithm = quiet(rule.make, Leaky())
     driver = etrace.value_and_grad(loss, window=4)

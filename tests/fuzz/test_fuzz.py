@@ -46,7 +46,7 @@ def test_no_third_outcome():
     @hypothesis.settings(max_examples=examples(ci=40, thorough=2000))
     @hypothesis.given(spec=specs(EXCLUDED))
     def run(spec: Spec):
-        fresh_caches(50)
+        fresh_caches()
         outcome = compare(spec, checks(spec))
         if outcome is not None:
             outcomes.append(outcome)

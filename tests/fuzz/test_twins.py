@@ -42,7 +42,7 @@ def check(spec: Spec) -> None:
 @hypothesis.settings(max_examples=examples(ci=10, thorough=500))
 @hypothesis.given(spec=specs())
 def test_twins(spec: Spec):
-    fresh_caches(50)
+    fresh_caches()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", etrace.UntracedParameterWarning)
         warnings.simplefilter("ignore", etrace.LostCreditWarning)

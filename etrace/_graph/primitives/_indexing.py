@@ -9,7 +9,7 @@ import numpy as np
 from .._blocks import Axes, Blocks, by_axes
 from .._forms import LinearForm, size_of, untransposed
 from .._ir import Equation
-from .._partition import LABEL
+from .._labels import LABEL
 from .._primitive import Primitive
 
 # ------------------------------------------------------------------ what stays apart

@@ -7,7 +7,7 @@ import numpy as np
 
 from .._blocks import Axes, Blocks
 from .._ir import Equation
-from .._partition import LABEL
+from .._labels import LABEL
 from .._primitive import Primitive, Rewritten, Zeros
 
 

@@ -1,0 +1,1 @@
+"""Faults put into the library on purpose: would the tests see them?"""

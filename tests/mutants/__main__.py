@@ -1,0 +1,66 @@
+"""Puts each fault into a copy of the library and runs the tests there.
+
+    python -m tests.mutants              every fault; writes tests/mutants/results.md
+    python -m tests.mutants KF-RTRL      those whose name has this in it
+
+A run ends at the first test that fails. Tests that know of such faults are asked first,
+then all of them.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .table import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results.md"
+_LEFT_OUT = shutil.ignore_patterns(".*", "site", "__pycache__", "*.egg-info")
+
+
+def caught_by(mutant: Mutant) -> str | None:
+    """The first test that fails, None if none does."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "copy"
+        shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
+        path = copy / "etrace" / mutant.file
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        first = [name for name in mutant.first if (ROOT / name).exists()]
+        return _failing(copy, first) or _failing(copy, ["tests"])
+
+
+def _failing(copy: Path, tests: Sequence[str]) -> str | None:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run([*command, *tests], cwd=copy, capture_output=True, text=True)
+    if run.returncode == 0:
+        return None
+    found = re.findall(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+    if not found:
+        raise RuntimeError(run.stdout[-2000:] + run.stderr[-2000:])
+    return found[0]
+
+
+def main(asked: Sequence[str]) -> None:
+    chosen = [m for m in MUTANTS if not asked or any(a in m.name for a in asked)]
+    rows = []
+    for mutant in tqdm(chosen, unit="fault"):
+        start = time.perf_counter()
+        test = caught_by(mutant)
+        seconds = time.perf_counter() - start
+        said = f"`{test.removeprefix('tests/')}`" if test else "**no test**"
+        rows.append(f"| {mutant.name} | `{mutant.file}` | {said} | {seconds:.0f} s |")
+        tqdm.write(rows[-1])
+    if not asked:
+        head = ["| fault | in | seen by | after |", "| --- | --- | --- | --- |"]
+        RESULTS.write_text("\n".join([*head, *rows, ""]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
