@@ -2,6 +2,11 @@
 
 from . import callbacks as callbacks, nn as nn, plot as plot
 from ._algorithm import ETraceVjpAlgorithm as ETraceVjpAlgorithm
+from ._analysis import (
+    LostCreditWarning as LostCreditWarning,
+    Report as Report,
+    UntracedParameterWarning as UntracedParameterWarning,
+)
 from ._backward import LearningSignals as LearningSignals
 from ._checkpoint import (
     check_description as check_description,
@@ -10,11 +15,6 @@ from ._checkpoint import (
     save as save,
 )
 from ._data import MultiStepData as MultiStepData, SingleStepData as SingleStepData
-from ._graph import (
-    LostCreditWarning as LostCreditWarning,
-    Report as Report,
-    UntracedParameterWarning as UntracedParameterWarning,
-)
 from ._rules import (
     DNI as DNI,
     DRTRL as DRTRL,

@@ -14,22 +14,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._analysis import MixingTails, Report
 from ._axes import Axes
 from ._backward import backwards
 from ._check import check_call, check_shapes, check_values, guarded
 from ._custom_vjp import differentiable
 from ._data import as_arrays, untag
 from ._forward import Ran, forwards
-from ._graph import (
-    MixingTails,
-    Report,
-    is_inexact,
-)
 from ._model import check_model, split_model
 from ._options import VjpMethod, check_options
 from ._placement import placed, started
 from ._rewire import rewired
 from ._rule import Rule
+from ._step import is_inexact
 from ._trace import Trace, first_spec
 from ._window import Window
 from ._xla import wait

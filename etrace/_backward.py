@@ -8,17 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._analysis import Graph, complete_groups
 from ._forward import Ran, merge
-from ._graph import (
-    Arrived,
-    Edge,
-    Graph,
-    Var,
-    Way,
-    added,
-    complete_groups,
-    inexact,
-)
+from ._program import Edge, Var
+from ._step import Arrived, Way, added, inexact
 from ._window import Window
 
 

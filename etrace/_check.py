@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+from ._analysis import Graph, digest, fixed
 from ._axes import examples_in
 from ._data import untag
-from ._graph import Graph, digest, fixed
 from ._mesh import check_placement
 from ._model import Call, Spec, Static, kind_of, shape_of, split_model
 from ._rule import Rule

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
+from ._analysis import Graph
 from ._check import check_values
 from ._data import MultiStepData, Tag, as_arrays
-from ._graph import Graph
 from ._model import Spec, kind_of, shape_of
 from ._modulation import check_modulator
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._analysis import Graph
 from ._axes import examples_in
-from ._graph import Graph, Rolled, Steps, inexact, is_inexact
+from ._step import Rolled, Steps, inexact, is_inexact
 from ._window import Window
 
 

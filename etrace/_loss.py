@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import ETraceVjpAlgorithm
+from ._analysis import Graph
 from ._check_sequence import (
     Sequence,
     check_function,
@@ -17,7 +18,6 @@ from ._check_sequence import (
     graph_for,
 )
 from ._data import MultiStepData
-from ._graph import Graph
 from ._mask import finite_inputs, held_where_masked, weighted
 from ._modulation import Modulation
 from ._start import State, with_trace

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ._check_sequence import Sequence
-from ._graph import is_inexact
+from ._step import is_inexact
 
 
 def finite_inputs(sequence: Sequence) -> Sequence:

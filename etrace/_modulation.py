@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._analysis import Graph
 from ._data import MultiStepData, SingleStepData, Tag, untag
-from ._graph import Graph
 from ._model import shape_of
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, TypedDict
 
 import jax.numpy as jnp
 
-from ._graph import MixingTails
+from ._analysis import MixingTails
 
 VjpMethod = Literal["single-step", "multi-step"]
 

@@ -22,8 +22,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from ._analysis import Graph, graph_of
 from ._check import check_belongs
-from ._graph import Graph, graph_of
 from ._model import Spec, split_model
 from ._rule import Rule
 from ._trace import Trace

@@ -10,12 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._axes import batch_size
-from ._backward import LearningSignals
-from ._by_name import by_name, by_value
-from ._data import as_arrays, untag
-from ._graph import (
-    Edge,
+from ._analysis import (
     Graph,
     GraphOptions,
     MixingTails,
@@ -23,9 +18,14 @@ from ._graph import (
     unheard,
     warn_of_unheard,
 )
+from ._axes import batch_size
+from ._backward import LearningSignals
+from ._by_name import by_name, by_value
+from ._data import as_arrays, untag
 from ._mesh import check_placement
 from ._model import BatchAxis, check_model, is_array, nameless
 from ._options import VjpMethod
+from ._program import Edge
 from ._trace import Trace
 from ._window import Window
 

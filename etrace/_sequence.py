@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._algorithm import ETraceVjpAlgorithm, updated
+from ._analysis import Graph
 from ._check import check_shapes, guarded
 from ._check_sequence import (
     Sequence,
@@ -23,7 +24,6 @@ from ._check_sequence import (
     graph_for,
 )
 from ._descent import descended, with_gradient
-from ._graph import Graph
 from ._loss import Loss, LossFn, Reduction
 from ._placement import is_spread
 from ._start import Start, State, with_trace

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ._analysis import Graph
 from ._axes import examples_in, repeat_over_batch
-from ._graph import Graph
 from ._model import initial_state
 from ._rule import Rule
 from ._trace import Trace, first_spec

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._graph import Graph
+from ._analysis import Graph
 
 
 class Trace(eqx.Module):

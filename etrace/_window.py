@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._analysis import Graph
 from ._axes import examples_in
-from ._graph import (
-    Graph,
+from ._program import take
+from ._recursion import assembled, backwards, entries, reachable
+from ._step import (
     LocalPropagation,
     LocalRegion,
     OwnPropagation,
@@ -24,9 +26,7 @@ from ._graph import (
     Rolled,
     Steps,
     StepValues,
-    take,
 )
-from ._recursion import assembled, backwards, entries, reachable
 
 
 class Window(eqx.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._graph import Report
+from ._analysis import Report
 from ._verify import GradientCheck
 
 __all__ = [

@@ -16,8 +16,8 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph import _fan_out
-from etrace._graph._lookup import forget
+from etrace._analysis import replicate as _replicate
+from etrace._analysis.cache import forget
 from etrace.nn import MGU, RNN
 
 from .helpers import clear_caches, examples, spike
@@ -347,7 +347,7 @@ def test_what_several_positions_share_has_a_trace_for_each():
 
 
 def test_traces_for_each_position_may_be_too_many(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_fan_out, "MAX_TRACE", 40 * N * IN - 1)
+    monkeypatch.setattr(_replicate, "MAX_TRACE", 40 * N * IN - 1)
     forget()
     model = plain(broadcast, lambda: (jnp.zeros(N), jnp.zeros((N, 40))))
     with pytest.warns(etrace.UntracedParameterWarning, match="several positions"):

@@ -13,8 +13,8 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph import _graph
-from etrace._graph._lookup import forget
+from etrace._analysis import graph as _graph
+from etrace._analysis.cache import forget
 from etrace._model import Initial
 from etrace._verify import _reference
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import etrace
-from etrace._graph._lookup import forget
+from etrace._analysis.cache import forget
 
 N, INPUTS = 3, jax.random.normal(jax.random.key(0), (4, 2))
 

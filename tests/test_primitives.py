@@ -13,9 +13,9 @@ import pytest
 from jax.interpreters import ad, batching, mlir
 
 import etrace
-from etrace._graph._lookup import forget
-from etrace._graph._primitive import Kind, Primitive
-from etrace._graph.primitives import REGISTRY
+from etrace._analysis.cache import forget
+from etrace._program.primitive import Kind, Primitive
+from etrace._program.primitives import REGISTRY
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,7 +30,9 @@ def strings(path: pathlib.Path) -> set[str]:
 
 def test_primitives_are_named_in_the_registry_alone():
     files = [
-        *(ROOT / "etrace/_graph").glob("*.py"),
+        *(ROOT / "etrace/_program").glob("*"),
+        *(ROOT / "etrace/_analysis").glob("*"),
+        *(ROOT / "etrace/_step").glob("*"),
         *(ROOT / "etrace/_rules").glob("*"),
     ]
     found = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from etrace._graph._operations import Operations
-from etrace._graph._program import trace_program
-from etrace._graph._sites import make_site
+from etrace._analysis.sites import make_site
+from etrace._program.operations import Operations
+from etrace._program.trace import trace_program
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

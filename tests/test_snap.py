@@ -13,7 +13,7 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph._reach import pattern, reach
+from etrace._analysis.sparsity import pattern, reach
 from etrace._rules._snap import _blocks
 from etrace.testing._vectors import from_vector, to_vector
 

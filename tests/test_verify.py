@@ -14,8 +14,8 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph import _operations
-from etrace._graph._lookup import forget
+from etrace._analysis.cache import forget
+from etrace._program import operations as _operations
 
 from .helpers import spike
 from .toy_rule import LeakyTrace

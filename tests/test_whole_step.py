@@ -17,7 +17,7 @@ import pytest
 
 import etrace
 import etrace.testing as et
-from etrace._graph._lookup import forget
+from etrace._analysis.cache import forget
 from etrace.testing._vectors import to_vector
 
 from .helpers import examples, fresh_caches, gradient_by_windows, siblings

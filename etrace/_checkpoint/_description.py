@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._graph import Graph
+from .._analysis import Graph
 from .._model import Spec, is_array, kind_of
 
 _SHOWN = 5  # differences in a message

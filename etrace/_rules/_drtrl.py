@@ -1,6 +1,6 @@
 """D-RTRL: real-time recurrent learning along position-local paths."""
 
-from .._graph import Recurrence
+from .._analysis import Recurrence
 from ._per_parameter_rule import PerParameterRule
 
 

@@ -26,7 +26,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from .._graph import Edge, Graph, added, take
+from .._analysis import Graph
+from .._program import Edge, take
+from .._step import added
 from .._window import Window
 
 

@@ -5,9 +5,10 @@ from typing import Unpack
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._analysis import Graph, Recurrence
 from .._backward import LearningSignals
-from .._graph import Edge, Graph, Recurrence
 from .._options import Options, VjpMethod
+from .._program import Edge
 from .._window import Window
 from ._emitted import Emitted
 from ._feedback import Feedback, FeedbackWeights

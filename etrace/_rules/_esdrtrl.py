@@ -5,7 +5,7 @@ from typing import Unpack
 
 import equinox as eqx
 
-from .._graph import Graph
+from .._analysis import Graph
 from .._options import Options, VjpMethod
 from ._factored_rule import FactoredRule
 from ._options import check_decays

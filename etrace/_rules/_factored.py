@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .._graph import Graph
+from .._analysis import Graph
 from ._per_parameter import at_least_single, wider
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, seen_at_exits
 from .._backward import LearningSignals
-from .._graph import Graph, added, seen_at_exits
+from .._step import added
 from .._window import Window
 from . import _factored as factored, _per_parameter as per_parameter
 from ._factored import Factors

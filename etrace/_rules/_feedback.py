@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from .._analysis import Graph, exits_of
 from .._backward import LearningSignals
-from .._graph import Edge, Graph, exits_of
 from .._model import split_model
+from .._program import Edge
 from .._window import Window
 from ._options import check_key
 

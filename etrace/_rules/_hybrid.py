@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._graph import Graph
+from .._analysis import Graph
 from .._options import Options, VjpMethod
 from . import _factored as factored
 from ._factored_rule import FactoredRule

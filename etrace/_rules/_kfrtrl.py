@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._analysis import Graph
 from .._backward import LearningSignals
-from .._graph import Graph
 from .._window import Window
 from ._random import RandomRule
 from ._whole_step import At, WholeStep, forwards, state_size, stored_dtype

@@ -4,7 +4,7 @@ from typing import Unpack
 
 import equinox as eqx
 
-from .._graph import Recurrence
+from .._analysis import Recurrence
 from .._options import Options, VjpMethod
 from ._per_parameter_rule import PerParameterRule
 

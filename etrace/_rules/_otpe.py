@@ -7,9 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._analysis import Graph, Recurrence
 from .._backward import LearningSignals
-from .._graph import Edge, Graph, Recurrence, take
 from .._options import Options, VjpMethod
+from .._program import Edge, take
 from .._window import Window
 from . import _factored as factored
 from ._emitted import Emitted

@@ -7,8 +7,8 @@ import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph
 from .._backward import LearningSignals
-from .._graph import Graph
 from .._options import Options, VjpMethod
 from .._window import Window
 from . import _factored as factored

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .._graph import Graph
+from .._analysis import Graph
 from .._window import Window
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, GraphOptions, Recurrence
 from .._backward import LearningSignals
-from .._graph import Graph, GraphOptions, Recurrence, take
+from .._program import take
 from .._window import Window
 from . import _per_parameter as per_parameter
 from ._emitted import Emitted

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._graph import take
+from .._program import take
 from .._window import Window
 from ._factored import Factors
 

@@ -6,8 +6,8 @@ from typing import Unpack
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._analysis import Graph, GraphOptions, Recurrence
 from .._backward import LearningSignals
-from .._graph import Graph, GraphOptions, Recurrence
 from .._options import Options, VjpMethod
 from .._window import Window
 from ._feedback import Feedback, FeedbackWeights

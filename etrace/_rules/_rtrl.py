@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, GraphOptions
 from .._backward import LearningSignals
-from .._graph import Graph, GraphOptions
 from .._trace import Trace
 from .._window import Window
 from ._per_parameter import wider

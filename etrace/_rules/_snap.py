@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._analysis import Graph, heard, of_graph, positions_of, reach
 from .._backward import LearningSignals
-from .._graph import Graph, heard, of_graph, positions_of, reach
 from .._window import Window
 from ._whole_step import At, WholeStep, WholeStepRule, stored_dtype
 

@@ -14,9 +14,9 @@ from .._backward import LearningSignals
 from .._check import check_call, guarded
 from .._data import as_arrays, untag
 from .._forward import Ran
-from .._graph import take
 from .._modulation import Modulation, check_modulator
 from .._options import Options, VjpMethod
+from .._program import take
 from .._trace import Trace
 from .._window import Window
 from ._drtrl import DRTRL

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._analysis import Graph, GraphOptions
 from .._backward import LearningSignals
-from .._graph import Graph, GraphOptions
 from .._window import Window
 from ._random import RandomRule
 from ._whole_step import At, WholeStep, state_size, stored_dtype

@@ -18,19 +18,9 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, leaving, of_graph, positions_of
 from .._backward import LearningSignals
-from .._graph import (
-    Edge,
-    Env,
-    Graph,
-    Value,
-    Var,
-    leaving,
-    of_graph,
-    positions_of,
-    run,
-    stopped,
-)
+from .._program import Edge, Env, Value, Var, run, stopped
 from .._trace import Trace
 from .._window import Window
 from ._per_parameter import wider

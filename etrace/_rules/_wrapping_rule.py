@@ -7,9 +7,10 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, GraphOptions
 from .._backward import LearningSignals
-from .._graph import Edge, Graph, GraphOptions
 from .._options import Options, VjpMethod
+from .._program import Edge
 from .._trace import Trace
 from .._window import Window
 

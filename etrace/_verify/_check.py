@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._algorithm import ETraceVjpAlgorithm
+from .._analysis import Graph, Row, table
 from .._check_sequence import Sequence, check_window
-from .._graph import Graph, Row, table
 from .._loss import Loss, LossFn, Reduction
 from .._mask import finite_inputs
 from .._rules import RTRL

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from .._algorithm import ETraceVjpAlgorithm
 from .._check_sequence import Sequence
 from .._data import MultiStepData
-from .._graph import LocalPropagation
+from .._step import LocalPropagation
 from .._window import Window
 
 

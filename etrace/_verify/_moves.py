@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._graph import Graph, ends_of
+from .._analysis import Graph, ends_of
 from ._reference import value
 
 # Differences of losses are formed at these distances, relative to the parameter.

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from etrace._graph._batched import Value, run
-from etrace._graph._derivatives import with_derivatives
-from etrace._graph._program import trace_program
+from etrace._program.corrections import with_derivatives
+from etrace._program.evaluate import Value, run
+from etrace._program.trace import trace_program
 
 from ..helpers import examples, fresh_caches
 from .operations import OPERATIONS, SIZE
