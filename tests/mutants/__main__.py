@@ -7,6 +7,7 @@ A run ends at the first test that fails. Tests that know of such faults are aske
 then all of them.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,6 +24,7 @@ from .table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results.md"
+_AT_ONCE = 2
 _LEFT_OUT = shutil.ignore_patterns(".*", "site", "__pycache__", "*.egg-info")
 
 
@@ -37,8 +40,15 @@ def caught_by(mutant: Mutant) -> str | None:
 
 
 def _failing(copy: Path, tests: Sequence[str]) -> str | None:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    run = subprocess.run([*command, *tests], cwd=copy, capture_output=True, text=True)
+    # The table does not fit the copy.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--ignore=tests/test_mutants.py"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+    )
     if run.returncode == 0:
         return None
     found = re.findall(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
@@ -47,16 +57,21 @@ def _failing(copy: Path, tests: Sequence[str]) -> str | None:
     return found[0]
 
 
+def _row(mutant: Mutant) -> str:
+    start = time.perf_counter()
+    test = caught_by(mutant)
+    seconds = time.perf_counter() - start
+    said = f"`{test.removeprefix('tests/')}`" if test else "**no test**"
+    return f"| {mutant.name} | `{mutant.file}` | {said} | {seconds:.0f} s |"
+
+
 def main(asked: Sequence[str]) -> None:
     chosen = [m for m in MUTANTS if not asked or any(a in m.name for a in asked)]
     rows = []
-    for mutant in tqdm(chosen, unit="fault"):
-        start = time.perf_counter()
-        test = caught_by(mutant)
-        seconds = time.perf_counter() - start
-        said = f"`{test.removeprefix('tests/')}`" if test else "**no test**"
-        rows.append(f"| {mutant.name} | `{mutant.file}` | {said} | {seconds:.0f} s |")
-        tqdm.write(rows[-1])
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for row in tqdm(pool.map(_row, chosen), unit="fault", total=len(chosen)):
+            rows.append(row)
+            tqdm.write(row)
     if not asked:
         head = ["| fault | in | seen by | after |", "| --- | --- | --- | --- |"]
         RESULTS.write_text("\n".join([*head, *rows, ""]))
