@@ -12,16 +12,13 @@ as RTRL does.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .._program.blocks import first_labels
-from .._program.flow import propagate_backwards
 from .._program.ir import Edge, Var
-from .._program.labels import LABEL, UNSET, Labels
 from .._program.operations import Operations
 from .._program.primitive import Kind
 from .partition import connected
@@ -118,35 +115,14 @@ def _in_blocks(
     label = positions.forward[equation.inputs[j]]
     first = first_labels(label, blocks)
     meeting = blocks.to_operand(first), label
-    together = functools.partial(_if_one, operations, positions, new, meeting)
-    # Of what flows into several positions, that may be those that meet.
-    for backwards in (lambda: positions.backward, together):
-        flows = [
-            (block, backward[v])
-            for backward in backwards()
-            for v, block in zip(equation.outputs, blocks.to_results(first))
-            if v in backward
-        ]
-        if any((to >= 0).any() for _, to in flows):
-            a, b = ([x.reshape(-1) for x in p] for p in zip(meeting, *flows))
-            yield np.concatenate(a), np.concatenate(b)
-            return
-        if all((to == UNSET).all() for _, to in flows):
-            return
-
-
-def _if_one(
-    operations: Operations, positions: Positions, new: Sequence[Var], meeting: Pairs
-) -> list[Labels]:
-    """Per group: the position into which values flow, if those that meet were one."""
-    a, b = (x.reshape(-1) for x in meeting)
-    met = (a >= 0) & (b >= 0)
-    root = connected(a[met], b[met], sum(g.size for g in positions.groups))
-    root = np.where(root < 0, np.arange(root.size), root).astype(LABEL)
-    return [
-        propagate_backwards(operations, {v: root[x] for v, x in g.labels(new).items()})
-        for g in positions.groups
-    ]
+    # Of a block, and of the new state that depends on it alone: the first position.
+    found = dict(zip(equation.outputs, blocks.to_results(first), strict=True))
+    led = operations.carried({v: x for v, x in found.items() if v.inexact})
+    own = {v: x for g in positions.groups for v, x in g.labels(new).items()}
+    flows = [(led[v], to) for v, to in own.items() if v in led]
+    if any(((a >= 0) & (to >= 0)).any() for a, to in flows):
+        a, b = ([x.reshape(-1) for x in p] for p in zip(meeting, *flows))
+        yield np.concatenate(a), np.concatenate(b)
 
 
 def _inside(

@@ -15,7 +15,7 @@ import numpy as np
 
 from .blocks import Blocks
 from .custom import inexact, pushforward
-from .ir import Edge, Equation, Program
+from .ir import Equation, Program
 from .jaxprs import Loop
 from .labels import MIXED, UNSET, Labels, joined
 
@@ -164,21 +164,6 @@ def _around(
 
 def walked(operations: Any, labels: Labels) -> list[np.ndarray] | None:
     """The numbers of the outputs of a body; None if one has several."""
-    program: Program = operations.program
-    labels, mixed = dict(labels), functools.partial(_mixed, operations)
-    for i, equation in enumerate(program.equations):
-        operands = [labels.get(v) for v in equation.inputs]
-        found = operations.arriving(i, operands, UNSET, mixed)
-        for v, parts in zip(equation.outputs, found):
-            if v.inexact and parts:
-                labels[v] = joined(parts)
-    results = [labels.get(v, np.full(v.shape, UNSET)) for v in program.outputs]
+    outputs, found = operations.program.outputs, operations.carried(labels)
+    results = [found.get(v, np.full(v.shape, UNSET)) for v in outputs]
     return None if any((r == MIXED).any() for r in results) else results
-
-
-def _mixed(operations: Any, edge: Edge, numbers: np.ndarray) -> list[np.ndarray]:
-    blocks = operations.blocks(edge)
-    if blocks is None:
-        outputs = operations.program.equations[edge[0]].outputs
-        return [np.full(v.shape, MIXED) for v in outputs]
-    return blocks.to_results(blocks.joined(numbers))

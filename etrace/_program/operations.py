@@ -12,7 +12,7 @@ from jax.core import Tracer
 from .blocks import Blocks, find_blocks
 from .control_flow import find_body_blocks, is_elementwise
 from .ir import Edge, Equation, Program, Var
-from .labels import LABEL
+from .labels import LABEL, MIXED, UNSET, Labels, joined
 from .primitive import Kind
 from .primitives import SOLVE
 from .solves import find_solve_blocks
@@ -103,6 +103,24 @@ class Operations:
         shape = (*equation.outputs[0].shape, *more)
         parts = [np.broadcast_to(o, shape) for o in given]
         return [parts for _ in equation.outputs]
+
+    def carried(self, labels: Labels) -> Labels:
+        """Labels of some values, and of all that depends on them, by whatever way."""
+        labels = dict(labels)
+        for i, equation in enumerate(self.program.equations):
+            operands = [labels.get(v) for v in equation.inputs]
+            found = self.arriving(i, operands, UNSET, self._in_blocks)
+            for v, parts in zip(equation.outputs, found):
+                if v.inexact and parts:
+                    labels[v] = joined(parts)
+        return labels
+
+    def _in_blocks(self, edge: Edge, labels: np.ndarray) -> list[np.ndarray]:
+        blocks = self.blocks(edge)
+        if blocks is None:
+            outputs = self.program.equations[edge[0]].outputs
+            return [np.full(v.shape, MIXED) for v in outputs]
+        return blocks.to_results(blocks.joined(labels))
 
     def _moved(
         self,

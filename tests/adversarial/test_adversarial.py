@@ -140,6 +140,7 @@ def test_random_steps_are_those_of_jax():
     used: set[str] = set()
 
     @hypothesis.settings(max_examples=examples(ci=150, thorough=3000))
+    @hypothesis.seed(0)
     @hypothesis.given(seed=st.integers(0, 2**31))
     def check(seed: int):
         spec = spec_of(seed)

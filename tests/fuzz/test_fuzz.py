@@ -44,6 +44,7 @@ def test_no_third_outcome():
     used: collections.Counter[str] = collections.Counter()
 
     @hypothesis.settings(max_examples=examples(ci=40, thorough=2000))
+    @hypothesis.seed(4)
     @hypothesis.given(spec=specs(EXCLUDED))
     def run(spec: Spec):
         fresh_caches()
