@@ -181,3 +181,23 @@ def test_a_shared_trace_is_the_sum_of_several(rule: type):
         want = online(two, INPUTS, window)
         want = {"w": want["w1"] + want["w2"], "a": want["a"]}
         assert max(errors(found, want).values()) < 1e-12
+
+
+def test_neurons_of_two_groups_share_no_trace():
+    """Though they are as many, and read the weight in the same way."""
+
+    def step(w, state, x):
+        slow, fast = state
+        slow, fast = 0.9 * slow + w["w1"] @ x, jnp.tanh(0.3 * fast + w["w2"] @ x)
+        return slow + fast, (slow, fast)
+
+    def tied(w, state, x):
+        return step({"w1": w["w"], "w2": w["w"]}, state, x)
+
+    state = lambda: (jnp.zeros(N), jnp.zeros(N))  # noqa: E731
+    one = etrace.DRTRL(Net({"w": W}, tied, state))
+    assert len(one.graph(INPUTS[0]).graph.traces) == 2
+    two = etrace.DRTRL(Net({"w1": W, "w2": W}, step, state))
+    want = online(two, INPUTS, 1)
+    found = online(one, INPUTS, 1)
+    assert max(errors(found, {"w": want["w1"] + want["w2"]}).values()) < 1e-12
