@@ -189,7 +189,7 @@ def test_neurons_of_two_groups_share_no_trace():
     def step(w, state, x):
         slow, fast = state
         slow, fast = 0.9 * slow + w["w1"] @ x, jnp.tanh(0.3 * fast + w["w2"] @ x)
-        return slow + fast, (slow, fast)
+        return jnp.concatenate([slow, fast]), (slow, fast)
 
     def tied(w, state, x):
         return step({"w1": w["w"], "w2": w["w"]}, state, x)
