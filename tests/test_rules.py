@@ -114,7 +114,7 @@ LAYERS = (et.LayerSpec("gru", 3), et.LayerSpec("leaky", 2))
 
 @pytest.mark.parametrize(
     "name",
-    examples(ci=("DRTRL", "SnAp"), thorough=tuple(REFERRED)),
+    examples(ci=("DRTRL", "ESDRTRL", "SnAp"), thorough=tuple(REFERRED)),
 )
 def test_layers_that_feed_back(name: str):
     """What leaves one layer comes back to another within the step."""

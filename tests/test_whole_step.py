@@ -216,9 +216,9 @@ def unbiased(gradients: jax.Array, exact: jax.Array, now: jax.Array) -> None:
     "name, method, window",
     [
         ("gru", "single-step", 1),
-        ("shared", "multi-step", 2),
+        ("conv", "multi-step", 2),
         *examples(
-            ci=[], thorough=[("complex", "single-step", 5), ("conv", "multi-step", 2)]
+            ci=[], thorough=[("complex", "single-step", 5), ("shared", "multi-step", 1)]
         ),
     ],
 )
