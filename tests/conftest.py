@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(_flags)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -32,6 +33,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Where each operation was written is noted in what is compiled, and read by nobody.
 jax.config.update("jax_traceback_in_locations_limit", 0)
+
+# Of the references, shapes are checked in this profile alone: it takes a tenth of the
+# time of the tests that use them.
+if os.environ.get("HYPOTHESIS_PROFILE") == "thorough":
+    jaxtyping.install_import_hook("etrace.testing", "beartype.beartype")
 
 # Tracing makes many small objects, few of them garbage: looking for it less often saves
 # a twentieth of the time.

@@ -30,7 +30,9 @@ VARIANTS = ("ThreeFactor of ESDRTRL", "EProp, random feedback")
 # Rules of a family come first: each has one place in all lists, by which pytest keeps
 # its tests together.
 NAMES = sorted(RULES, key=lambda name: (name not in FAMILIES, name in VARIANTS))
-every_rule = pytest.mark.parametrize("name", NAMES, scope="module")
+every_rule = pytest.mark.parametrize(
+    "name", examples(ci=NAMES[: len(FAMILIES)], thorough=NAMES), scope="module"
+)
 each_rule = pytest.mark.parametrize("name", NAMES[: -len(VARIANTS)], scope="module")
 a_rule_of_each_family = pytest.mark.parametrize(
     "name",
@@ -103,7 +105,7 @@ def test_windows_are_steps(name: str):
     assert et.gradient_distance(grads[0], now) > 1e-3
 
 
-@a_rule_of_each_family
+@every_rule
 def test_a_batch_is_its_examples(name: str):
     rule, problem, algorithm = setup(name, batch=BATCH)
     state = algorithm.init(problem.inputs[0])
