@@ -37,8 +37,7 @@ def caught_by(mutant: Mutant, quick: bool) -> str | None:
         shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
         path = copy / "etrace" / mutant.file
         path.write_text(path.read_text().replace(mutant.old, mutant.new))
-        first = [name for name in mutant.first if (ROOT / name).exists()]
-        found = _failing(copy, first)
+        found = _failing(copy, mutant.first)
         return found if found or quick else _failing(copy, ["tests"])
 
 
